@@ -1,0 +1,138 @@
+"""One registry for the backbones of both worlds. A backbone is its layers, its feature width, the transform that its
+weights need, and a card that says where the weights come from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import make_layers
+
+from course_utils.paths import WEIGHTS
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class WeightsError(RuntimeError):
+    """Weights that are missing, altered, or made for another network."""
+
+
+class Backbone(nn.Module):
+    """Pictures `(n, 3, height, width)`, already transformed, to features `(n, width)`."""
+
+    def __init__(self, name: str, layers: nn.Module, width: int, transform: Transform, card: dict | None = None) -> None:
+        super().__init__()
+        self.name, self.width, self.transform, self.card = name, width, transform, card or {}
+        self.layers = layers
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layers(pictures)
+
+
+class Classifier(nn.Module):
+    """A backbone with a linear head: pictures `(n, 3, height, width)` to logits `(n, classes)`.
+
+    Raises `ValueError` for fewer than two classes.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int) -> None:
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"a classifier needs two classes or more, not {classes}")
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.width, classes)
+
+    @property
+    def transform(self) -> Transform:
+        """The transform of the backbone's weights: what pictures go through before they come here."""
+        return self.backbone.transform
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.backbone(pictures))
+
+
+def centred(pictures: Tensor) -> Tensor:
+    """The transform of the embedded backbones: uint8 or float in [0, 1] to float, mid-grey at 0, black at −2, white at 2."""
+    scaled = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+    return (scaled - 0.5) / 0.25
+
+
+def _shortcut(before: int, after: int, stride: int) -> nn.Module | None:
+    if stride == 1 and before == after:
+        return None
+    return nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+
+def small_vgg() -> nn.Sequential:
+    """A VGG for 32 × 32 pictures: seven convolutions in four stages, of torchvision's own layers, 128 features."""
+    stages: list[str | int] = [32, "M", 48, 48, "M", 96, 96, "M", 128, 128, "M"]
+    return nn.Sequential(make_layers(stages, batch_norm=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def small_resnet() -> nn.Sequential:
+    """A ResNet for 32 × 32 pictures: a stem and four of torchvision's basic blocks, 128 features."""
+    stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    plan = [(32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2)]
+    blocks = [BasicBlock(before, after, stride, _shortcut(before, after, stride)) for before, after, stride in plan]
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+EMBEDDED = {
+    "vgg_near": small_vgg,
+    "resnet_near": small_resnet,
+    "vgg_far": small_vgg,
+    "resnet_far": small_resnet,
+    "resnet_photos": small_resnet,
+}
+WIDTH = 128
+
+
+def load_backbone(name: str, pretrained: bool = True) -> Backbone:
+    """A backbone of either world, with its weights, or with random ones drawn from torch's global state.
+
+    Raises `ValueError` for a name that does not exist; `WeightsError` for weights that are missing, altered or made
+    for another network; `OfflineError` or `DownloadError` where torchvision's weights cannot be fetched.
+    """
+    if name not in EMBEDDED:
+        from course_utils.torchvision_backbones import torchvision_backbone  # which builds on this file
+
+        return torchvision_backbone(name, pretrained)
+    layers = EMBEDDED[name]()
+    card = {}
+    if pretrained:
+        card = read_card(name)
+        load_weights(layers, WEIGHTS / f"{name}.safetensors", card["sha256"])
+    return Backbone(name, layers, WIDTH, centred, card)
+
+
+def read_card(name: str) -> dict:
+    """What is known of embedded weights: command, seed, held-out accuracy, licence, SHA-256. Raises `WeightsError`."""
+    path = WEIGHTS / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"the card {path.name} of the weights is missing or broken: {_restore(path)}") from error
+
+
+def load_weights(layers: nn.Module, path: Path, sha256: str) -> None:
+    """Load a safetensors file into `layers`, after its SHA-256 has been checked. Raises `WeightsError`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"the weights {path.name} are missing: {_restore(path)}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise WeightsError(f"the weights {path.name} were altered (their SHA-256 is not the card's): {_restore(path)}")
+    try:
+        layers.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"the weights {path.name} are of another network: {_restore(path)}") from error
+
+
+def _restore(path: Path) -> str:
+    return f"bring it back with `git checkout data/weights`, or train it with `python tools/pretrain.py {path.stem}`"

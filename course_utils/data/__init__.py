@@ -1,0 +1,19 @@
+"""Data: the tasks of both worlds, few-shot subsets, batches and augmentation."""
+
+from course_utils.data.augment import augmentation
+from course_utils.data.batches import batches
+from course_utils.data.digits import mnist_m
+from course_utils.data.pictures import PictureError, read_picture
+from course_utils.data.splits import PictureSet, Split
+from course_utils.data.subsets import few_shot
+from course_utils.data.vision import vision_data
+from course_utils.profile import Profile
+
+__all__ = ["PictureError", "PictureSet", "Split", "augmentation", "batches", "few_shot", "load_target", "mnist_m", "read_picture"]
+
+
+def load_target(profile: Profile, split: str) -> PictureSet:
+    """The target task of a world: split "train", "valid" or "test"."""
+    if profile.target == "mnist_m":
+        return mnist_m(split)
+    return vision_data(profile.target, split)

@@ -1,0 +1,154 @@
+"""Batches for `fit`: small data stay on the device; larger data come through a DataLoader.
+
+Both kinds give the same thing, `(pictures, labels)` on the device, transformed and augmented, and a training step
+cannot tell which it got. The order of epoch `e` is a pure function of the seed and `e`, so that a resumed run sees
+what an uninterrupted one would have seen.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from course_utils.data.splits import PictureSet, Split
+
+Transform = Callable[[Tensor], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches(Protocol):
+    """What `fit` needs: the number of steps in an epoch, and the batches of epoch number `epoch`."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+
+def batches(
+    split: PictureSet,
+    transform: Transform,
+    *,
+    size: int = 64,
+    steps: int | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> Batches:
+    """Shuffled batches of `size` pictures for training.
+
+    `steps` is the length of an epoch in batches; without it, an epoch is one pass over the split. A split smaller
+    than its batches is simply gone through more often. A `Split` is moved to the device whole; any other set of
+    pictures is read through a DataLoader with `workers` processes.
+
+    Raises `ValueError` for an empty split, and for a size or a number of steps below one.
+    """
+    if len(split) == 0:
+        raise ValueError("no batches from an empty split")
+    if size < 1 or (steps is not None and steps < 1):
+        raise ValueError(f"a batch needs one picture or more and an epoch one step or more, not size={size}, steps={steps}")
+    count = steps or -(-len(split) // size)
+    if isinstance(split, Split):
+        return DeviceBatches(split, transform, size, count, augment, seed, torch.device(device))
+    return LoaderBatches(split, transform, size, count, augment, seed, torch.device(device), workers)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
+
+
+def _order(count: int, needed: int, generator: torch.Generator) -> Tensor:
+    """`needed` indices: one permutation of `count` after another, so that no picture gets ahead of another."""
+    rounds = -(-needed // count)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])[:needed]
+
+
+class DeviceBatches:
+    """Batches cut from a `Split` that lives on the device as one tensor."""
+
+    def __init__(
+        self, split: Split, transform: Transform, size: int, steps: int, augment: Augment | None, seed: int, device: torch.device
+    ) -> None:
+        self.split, self.transform, self.augment = split.to(device), transform, augment
+        self.size, self.steps, self.seed = size, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        generator = _generator(self.seed, epoch)
+        for chosen in _order(len(self.split), self.steps * self.size, generator).split(self.size):
+            chosen = chosen.to(self.split.labels.device)
+            pictures = self.transform(self.split.pictures[chosen])
+            if self.augment is not None:
+                pictures = self.augment(pictures, generator)
+            yield pictures, self.split.labels[chosen]
+
+
+class _Transformed(Dataset):
+    """A set of pictures whose workers hand out transformed ones."""
+
+    def __init__(self, pictures: PictureSet, transform: Transform) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture, label = self.pictures[index]
+        return self.transform(picture), label
+
+
+class _EpochOrder(Sampler[int]):
+    """The order of one epoch, set anew before each."""
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class LoaderBatches:
+    """Batches of pictures too many for the device: read by workers, pinned, copied without blocking."""
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        transform: Transform,
+        size: int,
+        steps: int,
+        augment: Augment | None,
+        seed: int,
+        device: torch.device,
+        workers: int,
+    ) -> None:
+        self.count, self.size, self.steps = len(pictures), size, steps
+        self.augment, self.seed, self.device = augment, seed, device
+        self.order = _EpochOrder()
+        self.loader = DataLoader(
+            _Transformed(pictures, transform),
+            batch_size=size,
+            sampler=self.order,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        generator = _generator(self.seed, epoch)
+        self.order.indices = _order(self.count, self.steps * self.size, generator).tolist()
+        for pictures, labels in self.loader:
+            pictures = pictures.to(self.device, non_blocking=True)
+            if self.augment is not None:
+                pictures = self.augment(pictures, generator)
+            yield pictures, labels.to(self.device, non_blocking=True)

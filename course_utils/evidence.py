@@ -1,0 +1,139 @@
+"""Evidence: experiments repeated over seeds, intervals, and claims that are held to a rule."""
+
+import json
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from course_utils.paths import EVIDENCE, write_whole
+
+RESAMPLES = 2000
+_COMPARE = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % interval. `n` is the number of seeds."""
+
+    value: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    unit: str = ""
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], {self.n} seed{'s' if self.n > 1 else ''}"
+
+
+def repeat(experiment: Callable[[int], Iterable[dict]], seeds: Sequence[int]) -> pd.DataFrame:
+    """Run `experiment(seed)`, which gives rows, for every seed: one tidy table with a column `seed`."""
+    return pd.DataFrame([{"seed": seed, **row} for seed in tqdm(seeds, desc="seeds") for row in experiment(seed)])
+
+
+def estimate(hits: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accuracy") -> Estimate:
+    """Mean accuracy with a 95 % interval that resamples seeds and test pictures together.
+
+    hits: one bool array `(n_test,)` a seed, all over the same test pictures.
+    """
+    return _bootstrap(np.stack(hits).astype(float), seeds, unit)
+
+
+def compare(ours: Sequence[np.ndarray], other: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accuracy") -> Estimate:
+    """Mean paired difference `ours − other` with a 95 % interval that resamples seeds and test pictures together.
+
+    Both are bool arrays `(n_test,)`, one a seed, paired by seed and by picture. Raises `ValueError` where they differ
+    in number or length.
+    """
+    if len(ours) != len(other) or any(len(a) != len(b) for a, b in zip(ours, other, strict=True)):
+        raise ValueError("a paired comparison needs the same seeds and the same test pictures on both sides")
+    return _bootstrap(np.stack(ours).astype(float) - np.stack(other).astype(float), seeds, unit)
+
+
+def _bootstrap(values: np.ndarray, seeds: Sequence[int], unit: str) -> Estimate:
+    """Resample the rows (seeds) and the columns (pictures) of `values`; the percentile interval of the mean."""
+    count, pictures = values.shape
+    if count != len(seeds):
+        raise ValueError(f"{count} rows of results for {len(seeds)} seeds")
+    rng = np.random.default_rng(0)
+    rows = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+    columns = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES) / pictures
+    means = np.einsum("rs,rs->r", rows, columns @ values.T)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high), tuple(int(seed) for seed in seeds), unit)
+
+
+class Claims:
+    """The claims of one lesson, kept in `OUT/evidence/NN_name.json`, one record a claim."""
+
+    def __init__(self, lesson: str, out: str | Path) -> None:
+        self.path = Path(out) / "evidence" / f"{lesson}.json"
+
+    def __call__(self, claim: str, estimate: Estimate, *, rule: str, origin: str = "live") -> bool:
+        """Print a claim with its value, interval and seeds, and whether it held; record it, and return whether it held.
+
+        rule: comparisons of `value`, `low` or `high` with numbers, joined by "and", such as "low > 0.2". origin:
+        "live" or "stored". Under COURSE_STRICT=1, as in continuous integration, a claim that does not hold raises
+        `AssertionError`. Raises `ValueError` for a rule that cannot be read.
+        """
+        holds = follows(rule, estimate)
+        record = {"claim": claim, **asdict(estimate), "n": estimate.n, "rule": rule, "holds": holds, "origin": origin}
+        others = [kept for kept in self.table().to_dict("records") if kept["claim"] != claim]
+        content = json.dumps([*others, record], indent=1, ensure_ascii=False).encode()
+        write_whole(self.path, lambda file: file.write(content))
+        print(f"{'✓' if holds else '✗'} {claim}: {estimate} ({origin})")
+        if not holds:
+            message = f"This claim did not hold in this run: {claim!r} asks for {rule}, and the run gave {estimate}."
+            if os.environ.get("COURSE_STRICT") == "1":
+                raise AssertionError(message)
+            print(message)
+        return holds
+
+    def table(self) -> pd.DataFrame:
+        """Every claim recorded so far."""
+        return pd.DataFrame(json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else [])
+
+
+def follows(rule: str, estimate: Estimate) -> bool:
+    """Whether an estimate keeps a rule such as "low > 0.2 and value < 1"."""
+    outcomes = []
+    for part in rule.split(" and "):
+        match = re.fullmatch(r"\s*(value|low|high)\s*(>=|<=|>|<)\s*(-?\d*\.?\d+)\s*", part)
+        if match is None:
+            raise ValueError(f"cannot read the rule {part!r}; write it like 'low > 0.2', with value, low or high")
+        name, sign, bound = match.groups()
+        outcomes.append(bool(_COMPARE[sign](getattr(estimate, name), float(bound))))
+    return all(outcomes)
+
+
+def pack_hits(hits: np.ndarray) -> str:
+    """A bool array as hexadecimal text, for a stored table."""
+    return np.packbits(np.asarray(hits, dtype=bool)).tobytes().hex()
+
+
+def unpack_hits(text: str, count: int) -> np.ndarray:
+    """The bool array `(count,)` that `pack_hits` wrote."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)
+
+
+def stored(name: str) -> pd.DataFrame:
+    """A table of stored evidence, `data/evidence/NAME.csv`, whose settings and date stand in NAME.json beside it.
+
+    Raises `FileNotFoundError` with the command that makes it.
+    """
+    path = EVIDENCE / f"{name}.csv"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path.name} is missing: restore it, or make it with `python tools/evidence.py {name[:2]} --store`"
+        )
+    return pd.read_csv(path)

@@ -1,0 +1,30 @@
+"""`make test-imagenet`: notebooks in the imagenet world, on random networks and a handful of pictures served from loopback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course_utils.paths import ROOT
+from course_utils.profile import get_profile
+from tests.mirror import Mirror, serve_handful
+
+
+@pytest.mark.imagenet
+@pytest.mark.parametrize("lesson", ["00"])
+def test_lesson_in_the_imagenet_world(lesson: str, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    profile = get_profile("imagenet")
+    serve_handful(served, networks=tuple(profile.backbones.values()), trainval=2 * max(profile.labels))
+    with Mirror() as mirror:
+        mirror.put_folder(served)
+        places = {"COURSE_MIRROR": mirror.url, "COURSE_CACHE": str(tmp_path / "cache"), "no_proxy": "127.0.0.1"}
+        # What a random network scores proves nothing: claims are written, not required.
+        environment = {key: value for key, value in os.environ.items() if key != "COURSE_STRICT"} | places
+        command = [sys.executable, "tools/run.py", "--profile", "imagenet", "--lessons", lesson, "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"/index.json", "/images.tar.gz"} < set(mirror.requests)
