@@ -1,0 +1,134 @@
+"""Pictures for the lessons: in colours that everybody can tell apart, with text for those who cannot see them."""
+
+import io
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from course_utils.data.splits import PictureSet
+from course_utils.evidence import estimate, unpack_hits
+
+# Okabe and Ito's palette, which people with every kind of colour vision can tell apart.
+COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "blue": "#0072B2", "red": "#D55E00"}
+STARTS = {"scratch": COLOURS["black"], "far": COLOURS["orange"], "near": COLOURS["blue"]}
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure with a text that says what is to be seen in it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def picture_grid(rows: dict[str, PictureSet], columns: int = 10, scale: int = 2) -> Figure:
+    """A row of pictures for each set, under its name; pictures of any size are cut to squares of one size."""
+    figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.35 * len(rows)), squeeze=False, layout="constrained")
+    for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
+        squares = [_square(pictures[index][0], 32 * scale) for index in range(min(columns, len(pictures)))]
+        axis.imshow(np.hstack(squares))
+        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_axis_off()
+    return figure
+
+
+def _square(picture: Tensor, side: int) -> np.ndarray:
+    whole = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    edge = min(whole.size)
+    left, top = (whole.width - edge) // 2, (whole.height - edge) // 2
+    return np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge)))
+
+
+def accuracy_by_labels(table: pd.DataFrame, pictures: int) -> Figure:
+    """Test accuracy against labels a class, one panel a network, one line a start, with 95 % intervals.
+
+    table: rows of stored evidence with columns net, start, labels, seed and hits, over `pictures` test pictures.
+    """
+    nets = list(table["net"].unique())
+    figure, axes = plt.subplots(1, len(nets), figsize=(4 * len(nets), 3.2), sharey=True, squeeze=False, layout="constrained")
+    for axis, net in zip(axes[0], nets, strict=True):
+        for start, colour in STARTS.items():
+            part = table[(table["net"] == net) & (table["start"] == start)]
+            labels = sorted(part["labels"].unique())
+            points = [_estimate(part[part["labels"] == count], pictures) for count in labels]
+            values = [point.value for point in points]
+            axis.plot(labels, values, "o-", color=colour, label=start)
+            axis.fill_between(labels, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xticks=labels, xticklabels=labels, xlabel="labels a class", title=net, ylim=(0, 1))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("test accuracy")
+    axes[0, -1].legend(title="start", loc="lower right")
+    return figure
+
+
+def _estimate(rows: pd.DataFrame, pictures: int):
+    return estimate([unpack_hits(text, pictures) for text in rows["hits"]], rows["seed"].tolist())
+
+
+def probability_bars(picture: Tensor, probabilities: dict[str, float]) -> Figure:
+    """A picture uint8 `(3, height, width)` beside the probability of each class."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.6), width_ratios=(1, 2), layout="constrained")
+    left.imshow(picture.permute(1, 2, 0).numpy())
+    left.set_axis_off()
+    right.barh(list(probabilities), list(probabilities.values()), color=COLOURS["blue"])
+    right.invert_yaxis()
+    right.set(xlim=(0, 1), xlabel="probability")
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG, for a widget."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=90)
+        plt.close(figure)
+        return file.getvalue()
+
+
+def drawing_pad(respond: Callable[[np.ndarray], Figure], side: int = 224) -> ipywidgets.Widget | None:
+    """A canvas on which to draw with the mouse, and beside it what `respond` makes of the drawing.
+
+    respond: takes the drawing, uint8 `(side, side, 3)`, white on black, and gives a figure. It is called whenever the
+    pen is lifted. Without ipycanvas, `None`: the lesson then shows a static picture alone.
+    """
+    try:
+        from ipycanvas import Canvas, hold_canvas
+    except ImportError:
+        return None
+    canvas = Canvas(width=side, height=side, sync_image_data=True, layout={"width": f"{side}px", "height": f"{side}px"})
+    answer = ipywidgets.Image(format="png", value=as_png(respond(np.zeros((side, side, 3), np.uint8))))
+    clear = ipywidgets.Button(description="Clear")
+    pen: list[tuple[float, float]] = []
+
+    def wipe(_: object = None) -> None:
+        with hold_canvas(canvas):
+            canvas.fill_style = "black"
+            canvas.fill_rect(0, 0, side, side)
+            canvas.stroke_style, canvas.line_width, canvas.line_cap = "white", side / 14, "round"
+
+    def down(x: float, y: float) -> None:
+        pen[:] = [(x, y)]
+
+    def move(x: float, y: float) -> None:
+        if pen:
+            canvas.stroke_line(*pen[-1], x, y)
+            pen[:] = [(x, y)]
+
+    def up(x: float, y: float) -> None:
+        pen.clear()
+
+    def redraw(_: object) -> None:
+        answer.value = as_png(respond(canvas.get_image_data()[..., :3]))
+
+    canvas.on_mouse_down(down)
+    canvas.on_mouse_move(move)
+    canvas.on_mouse_up(up)
+    canvas.observe(redraw, "image_data")
+    clear.on_click(wipe)
+    wipe()
+    return ipywidgets.HBox([ipywidgets.VBox([canvas, clear]), answer])
