@@ -3,11 +3,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 # Added to the command line of tools/run.py: make run ARGS="--lessons 00 --set SEED=7"
 ARGS ?=
+# Before a test: every process, notebook kernels too, is refused a network, and a claim that does not hold is an error.
+# Not exported for the whole target, whose first step is the install.
+GUARDED := PYTHONPATH="$(CURDIR)/tests/guard" COURSE_STRICT=1
 
+.DEFAULT_GOAL := help
 .PHONY: help setup run lab test test-imagenet notebooks bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@awk -F ':.*## +' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.stamp  ## make .venv and install into it; a second call installs nothing
 
@@ -28,24 +32,19 @@ run: setup  ## execute the lessons; executed notebooks and report.html go to bui
 lab: setup  ## open the first lesson in JupyterLab
 	$(PY) -m jupyterlab notebooks/00_start_here.ipynb
 
-# Every process that these start, notebook kernels too, is refused a network, and a claim that does not hold is an error.
-test test-imagenet: export PYTHONPATH := $(CURDIR)/tests/guard
-test: export COURSE_STRICT := 1
-
 test: setup  ## style, types, unit tests, student notebooks (nbval), solved notebooks
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-	$(PY) tools/build.py --check
-	$(PY) -m pytest --cov
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider -q notebooks/*.ipynb
-	$(PY) -m pytest -m notebooks
+	$(GUARDED) $(PY) -m pytest --cov
+	$(GUARDED) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks/*.ipynb
+	$(GUARDED) $(PY) -m pytest -m notebooks
 
 test-imagenet: setup  ## notebooks in the imagenet world, on random networks and pictures served from this machine
-	$(PY) -m pytest -m imagenet
+	$(GUARDED) $(PY) -m pytest -m imagenet
 
 notebooks: setup  ## make what is derived: notebooks, solutions, the README's table
 	$(PY) tools/build.py
 
-bench: setup  ## measure, and write build/bench.json
+bench: setup  ## measure speed against hand-written loops, and write build/bench.json
 	$(PY) tools/bench.py
 
 clean:  ## remove what can be made again, except .venv

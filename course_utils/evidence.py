@@ -133,7 +133,5 @@ def stored(name: str) -> pd.DataFrame:
     """
     path = EVIDENCE / f"{name}.csv"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path.name} is missing: restore it, or make it with `python tools/evidence.py {name[:2]} --store`"
-        )
+        raise FileNotFoundError(f"{path.name} is missing: make it with `python tools/evidence.py {name[:2]} --store`")
     return pd.read_csv(path)

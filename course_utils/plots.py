@@ -7,7 +7,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import display
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -24,6 +24,11 @@ def show(figure: Figure, alt: str) -> None:
     """Display a figure with a text that says what is to be seen in it."""
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
+
+
+def show_table(table: pd.DataFrame) -> None:
+    """Display a table without its index."""
+    display(HTML(table.to_html(index=False)))
 
 
 def picture_grid(rows: dict[str, PictureSet], columns: int = 10, scale: int = 2) -> Figure:
@@ -106,7 +111,7 @@ def drawing_pad(respond: Callable[[np.ndarray], Figure], side: int = 224) -> ipy
     pen: list[tuple[float, float]] = []
 
     def wipe(_: object = None) -> None:
-        with hold_canvas(canvas):
+        with hold_canvas():
             canvas.fill_style = "black"
             canvas.fill_rect(0, 0, side, side)
             canvas.stroke_style, canvas.line_width, canvas.line_cap = "white", side / 14, "round"

@@ -16,6 +16,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/evidence.py` finds its neighbours from any folder
 from course_utils.evidence import Claims, pack_hits
-from course_utils.paths import EVIDENCE, write_whole
+from course_utils.paths import write_whole
 from tools.course import ROOT, Lesson, ToolError, read_course
 
 TAGS = {"parameters", "setup", "evidence"}
@@ -58,7 +59,7 @@ def recompute(source: Path, seeds: list[int], workers: int) -> pd.DataFrame:
     if workers == 1:
         parts = [rows_of(source, seed, threads) for seed in seeds]
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             parts = list(pool.map(rows_of, [source] * len(seeds), seeds, [threads] * len(seeds)))
     return pd.DataFrame([row for part in parts for row in part])
 
@@ -71,7 +72,7 @@ def parse_seeds(text: str) -> list[int]:
     return list(range(int(match[1]), int(match[2] or match[1]) + 1))
 
 
-def write_table(table: pd.DataFrame, lesson: Lesson, folder: Path, seeds: list[int]) -> None:
+def write_table(table: pd.DataFrame, lesson: Lesson, source: Path, folder: Path, seeds: list[int]) -> None:
     """Write NAME.csv and, beside it, NAME.json with the settings and the date."""
     settings = {
         "command": f"python tools/evidence.py {lesson.id} --seeds {seeds[0]}..{seeds[-1]} --store",
@@ -79,13 +80,13 @@ def write_table(table: pd.DataFrame, lesson: Lesson, folder: Path, seeds: list[i
         "seeds": seeds,
         "torch": torch.__version__.split("+")[0],
         "device": "cpu",
-        "settings": definitions(ROOT / "notebooks/source" / f"{lesson.name}.py").get("RECIPES", {}),
+        "settings": definitions(source).get("RECIPES", {}),
     }
     write_whole(folder / f"{lesson.name}.csv", lambda file: file.write(table.to_csv(index=False).encode()))
     write_whole(folder / f"{lesson.name}.json", lambda file: file.write(json.dumps(settings, indent=1).encode() + b"\n"))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     """Run the command line; return 0, 1 where a claim does not hold, 2 where nothing could be started."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lesson", help="such as 00")
@@ -95,11 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that share the seeds (default: 2)")
     options = parser.parse_args(argv)
     try:
-        (lesson,) = read_course().select(options.lesson)
+        (lesson,) = read_course(root).select(options.lesson)
         seeds = parse_seeds(options.seeds)
         if not options.out and not options.store:
             raise ToolError("name a folder with --out, or give --store")
-        source = ROOT / "notebooks/source" / f"{lesson.name}.py"
+        source = root / "notebooks/source" / f"{lesson.name}.py"
         if "experiment" not in definitions(source):
             raise ToolError(f"lesson {lesson.id} has no stored evidence")
     except ToolError as error:
@@ -108,9 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     table = recompute(source, seeds, options.workers)
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or Path(scratch)
-        write_table(table, lesson, out, seeds)
+        write_table(table, lesson, source, out, seeds)
         if options.store:
-            write_table(table, lesson, EVIDENCE, seeds)
+            write_table(table, lesson, source, root / "data/evidence", seeds)
         claims = Claims(lesson.name, out)
         definitions(source)["stored_claims"](table, claims)
         return 0 if claims.table()["holds"].all() else 1

@@ -30,7 +30,7 @@ SEED = 0
 LETTERS_DRAWN, LETTERS_HELD_OUT = 40_000, 4_000
 PATCHES_CUT, PATCHES_HELD_OUT, PATCH_SIDE = 30_000, 2_048, 48
 BATCH, STEPS = 128, 64  # an epoch is 64 steps, so that progress is seen every quarter of a minute
-EPOCHS = {"letters": 36, "photos": 24}
+EPOCHS = {"letters": 36, "photos": 12}
 
 
 class Enough(Exception):
@@ -136,7 +136,8 @@ def pretrain(name: str, epochs: int | None = None) -> tuple[Backbone, list[float
             augment = augmentation(brightness=0.8, contrast=0.4, invert=0.5)
             fit(
                 model, batches(drawn, centred, size=BATCH, steps=STEPS, augment=augment, seed=SEED),
-                step=letters_step, epochs=EPOCHS["letters"], optimizer=sgd(lr=0.1), validate=watch(lambda: accuracy(model, valid)),
+                step=letters_step, epochs=EPOCHS["letters"], optimizer=sgd(lr=0.1),
+                validate=watch(lambda: accuracy(model, valid)),
             )  # fmt: skip
     except Enough:
         pass
@@ -160,7 +161,7 @@ def write(backbone: Backbone, scores: list[float], out: Path) -> None:
         "accuracy": scores[-1],
         "accuracy_by_epoch": scores,
         "licence": "MIT",
-        "torch": torch.__version__,
+        "torch": torch.__version__.split("+")[0],
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }

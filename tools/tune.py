@@ -1,6 +1,6 @@
 """Search the recipes of lesson 00 on validation pictures: every start gets the same grid, and seeds of its own.
 
-    python tools/tune.py            writes data/evidence/00_recipes.csv and prints the best recipe of each start
+python tools/tune.py            writes data/evidence/00_recipes.csv and prints the best recipe of each start
 """
 
 import itertools

@@ -88,8 +88,8 @@ class DeviceBatches:
             yield pictures, self.split.labels[chosen]
 
 
-class _Transformed(Dataset):
-    """A set of pictures whose workers hand out transformed ones."""
+class Transformed(Dataset):
+    """A set of pictures that hands them out transformed, so that a DataLoader's workers do the work."""
 
     def __init__(self, pictures: PictureSet, transform: Transform) -> None:
         self.pictures, self.transform = pictures, transform
@@ -133,7 +133,7 @@ class LoaderBatches:
         self.augment, self.seed, self.device = augment, seed, device
         self.order = _EpochOrder()
         self.loader = DataLoader(
-            _Transformed(pictures, transform),
+            Transformed(pictures, transform),
             batch_size=size,
             sampler=self.order,
             num_workers=workers,

@@ -99,12 +99,12 @@ def load_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
 
 
 def _random_state() -> dict[str, Any]:
-    numpy_name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    generator: Any = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [numpy_name, torch.from_numpy(keys.astype(np.int64)), *rest],
-        "python": list(random.getstate()),
+        "numpy": {**generator, "state": {**generator["state"], "key": generator["state"]["key"].tolist()}},
+        "python": random.getstate(),
     }
 
 
@@ -112,7 +112,6 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-    name, words, *rest = state["numpy"]
-    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
-    version, keys, last_gauss = state["python"]
-    random.setstate((version, tuple(keys), last_gauss))
+    words = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": words}})
+    random.setstate(state["python"])

@@ -33,7 +33,6 @@ def fit(
     precision: str = "float32",
     clip: float | None = None,
     checkpoint: str | Path | None = None,
-    progress_bar: bool = True,
 ) -> pd.DataFrame:
     """Train `model` in place and return its history, one row an epoch.
 
@@ -70,9 +69,7 @@ def fit(
         started = time.perf_counter()
         model.train()
         sums: dict[str, Tensor] = {}
-        bar = tqdm(
-            batches.epoch(epoch), total=len(batches), desc=f"epoch {epoch + 1}/{epochs}", leave=False, disable=not progress_bar
-        )
+        bar = tqdm(batches.epoch(epoch), desc=f"epoch {epoch + 1}/{epochs}", total=len(batches), leave=False)
         for number, batch in enumerate(bar):
             progress = (epoch * len(batches) + number) / total
             for group, rate in zip(optim.param_groups, rates, strict=True):

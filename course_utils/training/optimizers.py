@@ -16,12 +16,12 @@ Schedule = Callable[[float], float]
 
 def _groups(model: nn.Module, lr: float, head_lr: float | None) -> list[dict]:
     """Trainable parameters, the head's in a group of their own where it has a rate of its own."""
-    head = {id(parameter) for parameter in model.head.parameters()} if head_lr is not None else set()
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trainable if id(parameter) not in head], "lr": lr},
-        {"params": [parameter for parameter in trainable if id(parameter) in head], "lr": head_lr},
-    ]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if head_lr is None:
+        return [{"params": list(trainable.values()), "lr": lr}]
+    head = [parameter for name, parameter in trainable.items() if name.startswith("head.")]
+    body = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
+    groups: list[dict] = [{"params": body, "lr": lr}, {"params": head, "lr": head_lr}]
     return [group for group in groups if group["params"]]
 
 

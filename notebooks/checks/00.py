@@ -57,5 +57,5 @@ def errors_removed(answer) -> None:
 
 EXERCISES = {
     "00.1": Exercise(accuracy, "logits.argmax(dim=1) gives the class of the largest logit of each row; compare it with labels."),
-    "00.2": Exercise(errors_removed, "The errors from scratch are 1 - scratch_accuracy. How many of them are gone after transfer?"),
+    "00.2": Exercise(errors_removed, "The errors from scratch are 1 - scratch_accuracy. What share of them did transfer remove?"),
 }

@@ -1,0 +1,145 @@
+"""Pictures: what they show, and the pad on which a learner draws."""
+
+import builtins
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from course_utils import plots
+from course_utils.data import Split
+from course_utils.evidence import pack_hits
+from course_utils.plots import (
+    COLOURS,
+    STARTS,
+    accuracy_by_labels,
+    as_png,
+    drawing_pad,
+    picture_grid,
+    probability_bars,
+    show,
+    show_table,
+)
+
+
+def small_split(side: int) -> Split:
+    pictures = torch.randint(0, 255, (4, 3, side, side), dtype=torch.uint8)
+    return Split(pictures, torch.tensor([0, 1, 0, 1]), ("a", "b"))
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list[tuple]:
+    """What was displayed: the object and its metadata."""
+    seen: list[tuple] = []
+    monkeypatch.setattr(plots, "display", lambda shown, metadata=None: seen.append((shown, metadata)))
+    return seen
+
+
+def test_a_shown_figure_carries_its_text(displayed):
+    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 0.7, "b": 0.3})
+    show(figure, alt="what is to be seen")
+    assert displayed == [(figure, {"image/png": {"alt": "what is to be seen"}})]
+
+
+def test_a_shown_table_has_no_index_and_no_random_names(displayed):
+    show_table(pd.DataFrame({"a": [1, 2]}, index=["first", "second"]))
+    html = displayed[0][0].data
+    assert "first" not in html and "<th>a</th>" in html and not re.search(r'id="', html)
+
+
+def test_a_grid_shows_the_pictures_of_each_set_whatever_their_size():
+    figure = picture_grid({"large": small_split(48), "small": small_split(8)}, columns=3)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["large", "small"]
+    assert [axis.images[0].get_array().shape for axis in figure.axes] == [(64, 192, 3), (64, 192, 3)]
+
+
+def test_accuracy_by_labels_draws_the_mean_of_the_seeds():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"net": net, "start": start, "labels": labels, "seed": seed, "hits": pack_hits(rng.random(50) < 0.3 + 0.005 * labels)}
+        for net in ("vgg", "resnet")
+        for start in STARTS
+        for labels in (100, 5)
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    figure = accuracy_by_labels(table, pictures=50)
+    assert [axis.get_title() for axis in figure.axes] == ["vgg", "resnet"]
+    line = figure.axes[1].lines[1]
+    assert line.get_label() == "far" and line.get_xdata().tolist() == [5, 100]
+    part = table[(table.net == "resnet") & (table.start == "far") & (table.labels == 5)]
+    mean = np.mean([np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=50).mean() for text in part.hits])
+    assert line.get_ydata()[0] == pytest.approx(mean)
+    assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
+
+
+def test_the_colours_are_distinct_also_without_colour():
+    """Lines that differ in lightness can be told apart in print and by every reader."""
+    lightness = sorted(np.dot([int(colour[i : i + 2], 16) for i in (1, 3, 5)], [0.3, 0.59, 0.11]) for colour in STARTS.values())
+    assert np.diff(lightness).min() > 40
+    assert set(STARTS.values()) <= set(COLOURS.values())
+
+
+def test_probability_bars_have_the_length_of_the_probabilities():
+    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 0.7, "b": 0.3})
+    assert [bar.get_width() for bar in figure.axes[1].patches] == [0.7, 0.3]
+
+
+class Pad:
+    """A drawing pad with what its callback was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+        self.widget = drawing_pad(self.respond)
+        self.canvas = self.widget.children[0].children[0]
+        self.answer = self.widget.children[1]
+
+    def respond(self, drawing):
+        self.seen.append(drawing)
+        if drawing.mean() > 200:
+            raise ValueError("too much ink")
+        return probability_bars(torch.from_numpy(drawing.copy()).permute(2, 0, 1), {"ink": float(drawing.mean()) / 255})
+
+    def draw(self, grey: int) -> None:
+        """What the browser sends when the pen is lifted: the canvas as a PNG."""
+        with io.BytesIO() as file:
+            Image.new("RGBA", (224, 224), (grey, grey, grey, 255)).save(file, format="PNG")
+            self.canvas.set_state({"image_data": memoryview(file.getvalue())})
+
+
+def test_the_pad_answers_what_is_drawn():
+    pytest.importorskip("ipycanvas", reason="the pad is for readers who have ipycanvas")
+    pad = Pad()
+    before = pad.answer.value
+    assert Image.open(io.BytesIO(before)).format == "PNG", "an empty pad has an answer, so that there is a picture at once"
+    pad.draw(grey=100)
+    assert pad.seen[-1].shape == (224, 224, 3) and (pad.seen[-1] == 100).all()
+    assert pad.answer.value != before
+
+
+def test_an_error_inside_the_pad_is_raised():
+    pytest.importorskip("ipycanvas", reason="the pad is for readers who have ipycanvas")
+    with pytest.raises(ValueError, match="too much ink"):
+        Pad().draw(grey=250)
+
+
+def test_without_ipycanvas_there_is_no_pad(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name == "ipycanvas":
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert drawing_pad(lambda drawing: None) is None
+
+
+def test_as_png_is_a_png():
+    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 1.0})
+    assert Image.open(io.BytesIO(as_png(figure))).size > (100, 100)
