@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
@@ -129,7 +129,7 @@ def load_weights(layers: nn.Module, path: Path, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise WeightsError(f"the weights {path.name} were altered (their SHA-256 is not the card's): {_restore(path)}")
     try:
-        layers.load_state_dict(load_file(path))
+        layers.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(f"the weights {path.name} are of another network: {_restore(path)}") from error
 

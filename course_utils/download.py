@@ -66,6 +66,8 @@ def _get(url: str, attempts: int, take: Callable[[HTTPResponse], T]) -> T:
             if error.code < 500 and error.code not in (408, 429):
                 break
         except URLError as error:
+            if isinstance(error.reason, TimeoutError | ConnectionResetError) and attempt + 1 < attempts:
+                continue
             raise OfflineError(f'{url} cannot be reached ({error.reason}). Without a network, use PROFILE = "embedded"') from None
         except (ConnectionError, TimeoutError, HTTPException) as error:
             fault = f"{error or type(error).__name__}, at attempt {attempt + 1}"

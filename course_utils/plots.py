@@ -126,13 +126,17 @@ def drawing_pad(respond: Callable[[np.ndarray], Figure], side: int = 224) -> ipy
 
     def up(x: float, y: float) -> None:
         pen.clear()
+        canvas.fill_rect(0, 0, 0, 0)  # draws nothing, but has the browser send the canvas once more
 
     def redraw(_: object) -> None:
+        if pen:
+            return  # the browser sends the canvas at every move of the mouse, too often to answer
         answer.value = as_png(respond(canvas.get_image_data()[..., :3]))
 
     canvas.on_mouse_down(down)
     canvas.on_mouse_move(move)
     canvas.on_mouse_up(up)
+    canvas.on_mouse_out(up)
     canvas.observe(redraw, "image_data")
     clear.on_click(wipe)
     wipe()

@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ os.environ.setdefault("COURSE_STRICT", "1")
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    torch.manual_seed(0)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])

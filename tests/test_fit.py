@@ -72,7 +72,9 @@ def test_fit_does_what_the_plain_loop_does(device):
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    assert torch.equal(weights(ours), weights(plain))
+    # A GPU adds up in no fixed order.
+    same = torch.equal if device.type == "cpu" else lambda a, b: torch.allclose(a, b, atol=1e-4)
+    assert same(weights(ours), weights(plain))
     assert history["cross_entropy"].tolist() == pytest.approx([np.mean(losses[:6]), np.mean(losses[6:])])
     assert history["epoch"].tolist() == [1, 2]
     assert not ours.training
@@ -212,10 +214,14 @@ def test_float16_scales_the_loss_and_unscales_before_clipping():
     assert (moved(precision="float16", clip=1.0) - exact).norm() < 0.1 * exact.norm()
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "workers"), [(1, None), (2, None), (3, None), (2, 0), (2, 2)])
+def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, stop_at, workers):
     """Dropout draws from torch's state and the step from numpy's and Python's: all are put back, and so is the data order."""
-    data = toy_batches(augment=augmentation())
+
+    def new_data():
+        if workers is None:
+            return toy_batches(augment=augmentation())
+        return batches(PictureList(toy_split()), centred, size=16, seed=3, augment=augmentation(), workers=workers)
 
     def noisy(model, batch, progress):
         nudge = 1 + 0.1 * (np.random.rand() + random.random())
@@ -225,7 +231,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, s
         random.seed(5), np.random.seed(5), torch.manual_seed(5)
 
     def run(model, step=noisy, **settings):
-        return fit(model, data, step=step, epochs=4, validate=score, patience=4, **settings)
+        return fit(model, new_data(), step=step, epochs=4, validate=score, patience=4, **settings)
 
     def score(model):
         return -float(weights(model).square().sum())
@@ -273,7 +279,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     model = toy_model()
     with pytest.raises(CheckpointError, match=r"could not be written .*No space left.* unchanged"):
-        save_checkpoint(path, RunState(epochs=1, steps=6), model, adamw()(model), torch.amp.GradScaler("cpu", enabled=False))
+        save_checkpoint(path, RunState({"epochs": 1}), model, adamw()(model), torch.amp.GradScaler("cpu", enabled=False))
     assert state_of(path) == before
     assert os.listdir(tmp_path) == ["run.pt"]
 
@@ -303,12 +309,22 @@ def test_a_spoilt_checkpoint_is_refused_and_nothing_is_changed(tmp_path, spoil, 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     fit(toy_model(), toy_batches(), epochs=1, checkpoint=path)
-    with pytest.raises(CheckpointError, match="a run of 1 epochs of 6 steps, this one has 2 of 6"):
-        fit(toy_model(), toy_batches(), epochs=2, checkpoint=path)
+    for settings, message in (
+        ({"epochs": 2}, r"epochs = 1, not 2\)"),
+        ({"optimizer": sgd(lr=2e-3)}, "optimizer = AdamW, not SGD"),
+        ({"optimizer": adamw(lr=0.1)}, r"lr = \[0.002\], not \[0.1\]"),
+        ({"clip": 1.0}, "clip = None, not 1.0"),
+        ({"precision": "bfloat16"}, "precision = float32, not bfloat16"),
+    ):
+        model = toy_model(seed=5)
+        start = weights(model).clone()
+        with pytest.raises(CheckpointError, match=message):
+            fit(model, toy_batches(), checkpoint=path, **settings)
+        assert torch.equal(weights(model), start)
+    with pytest.raises(CheckpointError, match="seed = 3, not 4"):
+        fit(toy_model(), toy_batches(seed=4), checkpoint=path)
     with pytest.raises(CheckpointError, match="another model"):
         fit(toy_model(classes=3), toy_batches(), epochs=1, checkpoint=path)
-    with pytest.raises(CheckpointError, match="another choice of parameters"):
-        fit(toy_model(), toy_batches(), epochs=1, checkpoint=path, optimizer=adamw(lr=0.1, head_lr=0.2))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,19 @@ from course_utils.paths import ROOT
 from tools.course import read_course
 
 # The rooms of course_utils in the order in which data flow; a file of another name belongs to the room given here.
-ROOMS = ["paths", "profile", "download", "data", "backbones", "training", "evaluate", "evidence", "plots", "exercises"]
+ROOMS = [
+    "paths",
+    "environment",
+    "profile",
+    "download",
+    "data",
+    "backbones",
+    "training",
+    "evaluate",
+    "evidence",
+    "plots",
+    "exercises",
+]
 PART_OF = {"torchvision_backbones": "backbones"}
 PACKAGE = sorted((ROOT / "course_utils").rglob("*.py"))
 GUIDES = ["README.md", "CONTRIBUTING.md", "data/README.md"]

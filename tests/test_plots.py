@@ -122,6 +122,19 @@ def test_the_pad_answers_what_is_drawn():
     assert pad.answer.value != before
 
 
+def test_the_pad_waits_until_the_pen_is_lifted():
+    pytest.importorskip("ipycanvas", reason="the pad is for readers who have ipycanvas")
+    pad = Pad()
+    asked = len(pad.seen)
+    pad.canvas._mouse_down_callbacks(5, 5)
+    pad.canvas._mouse_move_callbacks(9, 9)
+    pad.draw(grey=50)
+    assert len(pad.seen) == asked
+    pad.canvas._mouse_up_callbacks(9, 9)
+    pad.draw(grey=60)
+    assert len(pad.seen) == asked + 1
+
+
 def test_an_error_inside_the_pad_is_raised():
     pytest.importorskip("ipycanvas", reason="the pad is for readers who have ipycanvas")
     with pytest.raises(ValueError, match="too much ink"):

@@ -11,7 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from course_utils.data import few_shot
-from course_utils.data.digits import SPLITS, class_counts, digit_indices, mnist, mnist_m, small_digits
+from course_utils.data.digits import SPLITS, class_counts, digit_indices, handwriting, mnist, mnist_m, small_digits
 from course_utils.data.letters import FACES, LETTERS, distance_maps, draw_letter, letters
 from course_utils.data.photos import PHOTOGRAPHS, SHORT_SIDE, patch, photographs
 from course_utils.data.splits import Split, generator
@@ -56,34 +56,40 @@ def test_no_digit_stands_in_two_splits():
 
 def test_no_handwriting_stands_in_two_splits_under_another_index():
     """The 5,000 digits themselves hold no digit twice, so that different indices are different digits."""
-    rows = [mnist("source").pictures, *(digits_behind(split) for split in ("train", "valid", "test"))]
-    seen = [hashlib.sha256(picture.numpy().tobytes()).digest() for part in rows for picture in part]
+    seen = [hashlib.sha256(digit.tobytes()).digest() for digit in handwriting()[0]]
     assert len(set(seen)) == len(seen) == 5000
 
 
-def digits_behind(split):
-    return mnist(split).pictures
+def test_no_digit_stands_in_two_domains():
+    pictures, labels = handwriting()
+    chosen = list(digit_indices("source"))
+    plain = mnist()
+    assert np.array_equal(plain.pictures[:, 1].numpy(), pictures[chosen])
+    assert np.array_equal(plain.labels.numpy(), labels[chosen])
+    with pytest.raises(ValueError, match="no MNIST-M split 'source'"):
+        mnist_m("source")
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits_are_stratified(split):
-    counts = class_counts(mnist(split))
-    assert set(counts.values()) == {SPLITS[split] // 10}
+    counts = np.bincount(handwriting()[1][list(digit_indices(split))])
+    assert counts.tolist() == [SPLITS[split] // 10] * 10
 
 
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_mnist_m_is_the_difference_of_photograph_and_digit(split):
-    blended, plain = mnist_m(split), mnist(split)
-    assert torch.equal(blended.labels, plain.labels)
+    blended, chosen = mnist_m(split), digit_indices(split)
+    pictures, labels = handwriting()
+    assert np.array_equal(blended.labels.numpy(), labels[list(chosen)])
     group = "test" if split == "test" else "train"
-    for index in (0, len(plain) - 1):
-        rng = generator("mnist_m", split, digit_indices(split)[index], 0)
+    for index in (0, len(chosen) - 1):
+        rng = generator("mnist_m", split, chosen[index], 0)
         ground = patch(group, rng, 32, crop=(32, 64)).astype(int)
-        expected = np.abs(ground - plain.pictures[index].permute(1, 2, 0).numpy().astype(int))
+        expected = np.abs(ground - pictures[chosen[index]].astype(int)[..., None])
         assert np.array_equal(blended.pictures[index].permute(1, 2, 0).numpy(), expected)
 
 
-@pytest.mark.parametrize("draw", [lambda: mnist("source"), lambda: mnist_m("train"), lambda: mnist_m("test"), small_digits])
+@pytest.mark.parametrize("draw", [mnist, lambda: mnist_m("train"), lambda: mnist_m("test"), small_digits])
 def test_the_order_of_samples_says_nothing_about_their_class(draw):
     """Neither a neighbour nor the position predicts a label better than chance (ten classes)."""
     labels = draw().labels
@@ -166,7 +172,7 @@ def test_few_shot_refuses_what_is_not_there():
     ("call", "message"),
     [
         (lambda: mnist_m("source"), "no MNIST-M split 'source'"),
-        (lambda: mnist("tset"), "no split 'tset'; there are source, train, valid, test"),
+        (lambda: digit_indices("tset"), "no split 'tset'; there are source, train, valid, test"),
         (lambda: letters("middle", "train", 1), "no letters 'middle'; there are far, near"),
         (lambda: letters("near", "tset", 1), "no split 'tset'"),
         (lambda: photographs("holiday"), "no group of photographs 'holiday'"),

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import math
+import tempfile
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -137,6 +138,16 @@ def declared(notebook: NotebookNode, where: str) -> dict[str, Parameter]:
 def first_line(source: str) -> str:
     """Return the first line of a cell that is not blank, by which a reader finds it again."""
     return next((line.strip() for line in source.splitlines() if line.strip()), "")
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder `out` and try to write into it; ToolError where that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ToolError(f"--out {out}: nothing can be written there ({error.strerror}); name another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:

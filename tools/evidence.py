@@ -26,8 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/evidence.py` finds its neighbours from any folder
 from course_utils.evidence import Claims, pack_hits
-from course_utils.paths import write_whole
-from tools.course import ROOT, Lesson, ToolError, read_course
+from course_utils.paths import WEIGHTS, write_whole
+from tools.course import ROOT, Lesson, ToolError, prepare_folder, read_course
 
 TAGS = {"parameters", "setup", "evidence"}
 
@@ -79,7 +79,8 @@ def write_table(table: pd.DataFrame, lesson: Lesson, source: Path, folder: Path,
         "date": date.today().isoformat(),
         "seeds": seeds,
         "torch": torch.__version__.split("+")[0],
-        "device": "cpu",
+        "device": definitions(source).get("device", torch.device("cpu")).type,
+        "weights": {path.stem: json.loads(path.read_text())["sha256"] for path in sorted(WEIGHTS.glob("*_*.json"))},
         "settings": definitions(source).get("RECIPES", {}),
     }
     write_whole(folder / f"{lesson.name}.csv", lambda file: file.write(table.to_csv(index=False).encode()))
@@ -93,14 +94,16 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--seeds", default="0..9", help="a number or a range such as 100..109 (default: 0..9)")
     parser.add_argument("--out", type=Path, help="where table and claims are written")
     parser.add_argument("--store", action="store_true", help="write the table to data/evidence/ as well")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the seeds (default: 2)")
+    parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, metavar="N", help="processes (default: 2)")
     options = parser.parse_args(argv)
     try:
-        (lesson,) = read_course(root).select(options.lesson)
+        lesson = read_course(root).select(options.lesson)[0]
         seeds = parse_seeds(options.seeds)
         if not options.out and not options.store:
             raise ToolError("name a folder with --out, or give --store")
         source = root / "notebooks/source" / f"{lesson.name}.py"
+        for folder in filter(None, [options.out, root / "data/evidence" if options.store else None]):
+            prepare_folder(folder)
         if "experiment" not in definitions(source):
             raise ToolError(f"lesson {lesson.id} has no stored evidence")
     except ToolError as error:

@@ -25,6 +25,7 @@ from course_utils.data.splits import SIZE, Split, generator, stack
 from course_utils.evaluate import accuracy
 from course_utils.paths import WEIGHTS, write_whole
 from course_utils.training import fit, sgd
+from tools.course import ToolError, prepare_folder
 
 SEED = 0
 LETTERS_DRAWN, LETTERS_HELD_OUT = 40_000, 4_000
@@ -177,8 +178,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in EMBEDDED]:
         parser.error(f"no embedded backbone {unknown[0]!r}; there are {', '.join(EMBEDDED)}")
-    if arguments.epochs and arguments.out == WEIGHTS:
-        parser.error("--epochs leaves half-trained weights: give them another folder with --out")
+    if arguments.epochs is not None and (arguments.epochs < 1 or arguments.out == WEIGHTS):
+        parser.error("--epochs leaves half-trained weights: one epoch or more, to another folder given with --out")
+    try:
+        prepare_folder(arguments.out)
+    except ToolError as error:
+        parser.error(str(error))
     for name in arguments.names:
         backbone, scores = pretrain(name, arguments.epochs)
         write(backbone, scores, arguments.out)

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/run.py` finds its neighbours from any folder
-from tools.course import ROOT, Lesson, Parameter, ToolError, declared, nearest, read_course, write_text
+from tools.course import ROOT, Lesson, Parameter, ToolError, declared, nearest, prepare_folder, read_course, write_text
 from tools.engine import execute
 
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "scikit-learn", "papermill")
@@ -65,16 +64,6 @@ def plan(root: Path, lessons: str | None, settings: list[str], solutions: bool =
         if name not in known:
             raise ToolError(f"no selected lesson has a parameter {name}{nearest(name, known)}; there are {', '.join(known)}")
     return jobs
-
-
-def prepare_folder(out: Path) -> None:
-    """Make the folder `out` and try to write into it; ToolError where that fails."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ToolError(f"--out {out}: nothing can be written there ({error.strerror}); name another folder") from error
 
 
 @contextmanager

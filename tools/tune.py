@@ -6,6 +6,7 @@ python tools/tune.py            writes data/evidence/00_recipes.csv and prints t
 import itertools
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +18,9 @@ from course_utils.evaluate import accuracy
 from course_utils.paths import EVIDENCE, ROOT, write_whole
 from tools.evidence import definitions
 
+COLUMNS = ["start", "net", "labels", "lr", "steps", "seed"]
 SEEDS = (900,)  # never used for a result
-GRID = {"lr": (1e-3, 3e-3, 1e-2), "steps": (150, 300)}
+GRID = {"lr": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "steps": (150, 300)}
 STARTS = {"scratch": "near", "far": "far", "near": "near"}  # which registry entry a start takes its layers from
 LABELS = 20  # labels a class: the middle of what the lesson shows
 
@@ -38,10 +40,15 @@ def trial(start: str, net: str, labels: int, lr: float, steps: int, seed: int) -
 
 def main() -> None:
     """Run the grid in two processes and print the mean validation accuracy of each setting."""
-    settings = list(itertools.product(STARTS, ("vgg", "resnet"), (LABELS,), *GRID.values(), SEEDS))
-    with ProcessPoolExecutor(2) as pool:
-        table = pd.DataFrame(list(pool.map(trial, *zip(*settings, strict=True))))
-    write_whole(EVIDENCE / "00_recipes.csv", lambda file: file.write(table.to_csv(index=False).encode()))
+    path = EVIDENCE / "00_recipes.csv"
+    earlier = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    known = set(earlier[COLUMNS].itertuples(index=False, name=None))
+    settings = itertools.product(STARTS, ("vgg", "resnet"), (LABELS,), *GRID.values(), SEEDS)
+    wanted = [setting for setting in settings if setting not in known]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        found = list(pool.map(trial, *zip(*wanted, strict=True))) if wanted else []
+    table = pd.concat([part for part in (earlier, pd.DataFrame(found)) if len(part)], ignore_index=True)
+    write_whole(path, lambda file: file.write(table.to_csv(index=False).encode()))
     means = table.groupby(["start", "lr", "steps"])["validation"].mean().unstack("start").round(3)
     print(means)
     print("best:", means.idxmax().to_dict())

@@ -57,7 +57,7 @@ def batches(
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    return torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**63)
 
 
 def _order(count: int, needed: int, generator: torch.Generator) -> Tensor:
@@ -139,6 +139,8 @@ class LoaderBatches:
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            # Its own random state: otherwise it draws the workers' seed from torch's, and a resumed run would differ.
+            generator=torch.Generator().manual_seed(0),
         )
 
     def __len__(self) -> int:

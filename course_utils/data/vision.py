@@ -122,6 +122,7 @@ def vision_data(name: str, split: str) -> PictureDataset:
     if split not in ("train", "valid", "test"):
         raise ValueError(f"no split {split!r}; there are train, valid, test")
     pictures = SOURCES[name].open(_unpacked(SOURCES[name]), split == "test")
+    pictures = pictures.subset(np.random.default_rng(CUT_SEED).permutation(len(pictures)).tolist())  # they come sorted by class
     return pictures if split == "test" else cut(pictures)[split == "valid"]
 
 

@@ -22,10 +22,9 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class RunState:
-    """How far a run has come. `epochs` and `steps` (an epoch) are its settings; the rest changes as it goes."""
+    """How far a run has come. `settings` says which run it is; the rest changes as it goes."""
 
-    epochs: int
-    steps: int
+    settings: dict[str, Any]
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_score: float = float("-inf")
@@ -78,11 +77,10 @@ def load_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(f"{path} was written by another version of this course: remove it, or train to another file")
     stored = RunState(**content["run"])
-    if (stored.epochs, stored.steps) != (run.epochs, run.steps):
-        raise CheckpointError(
-            f"{path} is from a run of {stored.epochs} epochs of {stored.steps} steps, this one has {run.epochs} of {run.steps}: "
-            "remove it, or train to another file"
-        )
+    differing = [name for name in run.settings if stored.settings.get(name) != run.settings[name]]
+    if differing:
+        was = ", ".join(f"{name} = {stored.settings.get(name)}, not {run.settings[name]}" for name in differing)
+        raise CheckpointError(f"{path} is from another run ({was}): remove it, or train to another file")
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     groups = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
     if shapes != {name: value.shape for name, value in content["model"].items()} or groups != [

@@ -59,7 +59,18 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     total = epochs * len(batches)
 
-    run = RunState(epochs=epochs, steps=len(batches))
+    run = RunState(
+        {
+            "epochs": epochs,
+            "steps": len(batches),
+            "seed": getattr(batches, "seed", None),
+            "optimizer": type(optim).__name__,
+            "lr": rates,
+            "precision": precision,
+            "clip": clip,
+            "patience": patience,
+        }
+    )
     if checkpoint is not None:
         run = load_checkpoint(checkpoint, run, model, optim, scaler)
 

@@ -13,7 +13,11 @@ def accuracy(answer) -> None:
         count, classes = random.randint(20, 60), random.randint(3, 9)
         logits = torch.randn(count, classes)
         labels = torch.where(torch.rand(count) < random.random(), logits.argmax(dim=1), torch.randint(classes, (count,)))
+        labels[:3] = logits.argmax(dim=1)[:3]
+        labels[3:13] = (logits.argmax(dim=1)[3:13] + 1) % classes  # so that no trivial answer is right by chance
         expected = int((logits.argmax(dim=1) == labels).sum()) / count
+        if math.isclose(expected, 0.5):
+            continue  # where right and wrong cannot be told apart
         found = call(answer, logits, labels)
         if isinstance(found, torch.Tensor) and found.numel() != 1:
             raise NotYet(f"one number is expected, not a tensor of shape {tuple(found.shape)}: average over the pictures")
