@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from course_utils.backbones import EMBEDDED, read_card
 from course_utils.evidence import unpack_hits
 from course_utils.paths import EVIDENCE, ROOT
 from tools import evidence
@@ -90,13 +91,17 @@ def test_seeds() -> None:
 
 
 def test_the_stored_evidence_is_of_the_lesson_as_it_stands() -> None:
-    """The settings beside a stored table are those in the lesson's source, and its seeds are those of the table."""
-    for path in EVIDENCE.glob("??_*_*.csv"):
+    """Each lesson with an experiment has its table, made with the settings in its source and the weights that are shipped."""
+    sources = [path for path in (ROOT / "notebooks/source").glob("*.py") if "def experiment(" in path.read_text("utf-8")]
+    assert sources
+    for source_path in sources:
+        path = EVIDENCE / f"{source_path.stem}.csv"
         settings = json.loads(path.with_suffix(".json").read_text())
-        source = (ROOT / "notebooks/source" / f"{path.stem}.py").read_text()
+        source = source_path.read_text("utf-8")
         names: dict = {}
         start = source.index("RECIPES = ")
         exec(source[start : source.index("\n}", start) + 2], names)
         assert settings["settings"] == names["RECIPES"]
+        assert settings["weights"] == {name: read_card(name)["sha256"] for name in sorted(EMBEDDED)}
         assert sorted(pd.read_csv(path)["seed"].unique()) == settings["seeds"]
         assert len(settings["seeds"]) >= 10

@@ -25,8 +25,9 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/evidence.py` finds its neighbours from any folder
+from course_utils.backbones import EMBEDDED, read_card
 from course_utils.evidence import Claims, pack_hits
-from course_utils.paths import WEIGHTS, write_whole
+from course_utils.paths import write_whole
 from tools.course import ROOT, Lesson, ToolError, prepare_folder, read_course
 
 TAGS = {"parameters", "setup", "evidence"}
@@ -80,7 +81,7 @@ def write_table(table: pd.DataFrame, lesson: Lesson, source: Path, folder: Path,
         "seeds": seeds,
         "torch": torch.__version__.split("+")[0],
         "device": definitions(source).get("device", torch.device("cpu")).type,
-        "weights": {path.stem: json.loads(path.read_text())["sha256"] for path in sorted(WEIGHTS.glob("*_*.json"))},
+        "weights": {name: read_card(name)["sha256"] for name in sorted(EMBEDDED)},
         "settings": definitions(source).get("RECIPES", {}),
     }
     write_whole(folder / f"{lesson.name}.csv", lambda file: file.write(table.to_csv(index=False).encode()))
