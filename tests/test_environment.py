@@ -37,3 +37,8 @@ def test_what_is_optional_is_never_a_fault(monkeypatch):
 def test_the_table_is_made_without_importing_torch():
     code = "import sys; from course_utils.environment import environment; environment(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_package_that_is_not_installed_is_missing():
+    assert room._installed("no-such-package-anywhere") == "missing"
+    assert room._installed("torch")[0].isdigit() and "+" not in room._installed("torch")

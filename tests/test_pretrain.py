@@ -96,7 +96,10 @@ def test_the_contrastive_loss_is_low_when_views_find_each_other():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["resnet_naer"], "no embedded backbone 'resnet_naer'"), (["vgg_near", "--epochs", "1"], "give them another folder")],
+    [
+        (["resnet_naer"], "no embedded backbone 'resnet_naer'"),
+        (["vgg_near", "--epochs", "1"], "to another folder given with --out"),
+    ],
 )
 def test_a_wrong_call_is_refused_before_any_work(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["pretrain.py", *arguments])

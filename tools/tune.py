@@ -1,6 +1,8 @@
 """Search the recipes of lesson 00 on validation pictures: every start gets the same grid, and seeds of its own.
 
 python tools/tune.py            writes data/evidence/00_recipes.csv and prints the best recipe of each start
+
+Settings that the table has already are not run again: remove it to start from nothing.
 """
 
 import itertools

