@@ -35,7 +35,7 @@ lab: setup  ## open the first lesson in JupyterLab
 test: setup  ## style, types, unit tests, student notebooks (nbval), solved notebooks
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(GUARDED) $(PY) -m pytest --cov
-	$(GUARDED) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -p no:cacheprovider notebooks/*.ipynb
+	$(GUARDED) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks/*.ipynb
 	$(GUARDED) $(PY) -m pytest -m notebooks
 
 test-imagenet: setup  ## notebooks in the imagenet world, on random networks and pictures served from this machine
@@ -45,7 +45,7 @@ notebooks: setup  ## make what is derived: notebooks, solutions, the README's ta
 	$(PY) tools/build.py
 
 bench: setup  ## measure speed against hand-written loops, and write build/bench.json
-	$(PY) tools/bench.py
+	TQDM_DISABLE=1 $(PY) tools/bench.py
 
 clean:  ## remove what can be made again, except .venv
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; say what is out of step with its source")
     parser.add_argument("--execute", action=argparse.BooleanOptionalAction, default=True, help="store outputs (the default)")
     parser.add_argument("--lessons", help="such as 00,02; all where left out")
-    parser.add_argument("--cell-timeout", type=int, default=300, help="seconds a cell")
+    parser.add_argument("--cell-timeout", type=int, default=600, help="seconds a cell")
     options = parser.parse_args(argv)
     try:
         if options.check:

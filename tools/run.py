@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--profile", help="the same as --set PROFILE=...")
     parser.add_argument("--out", type=Path, default=root / "build", help="where everything is written (default: build)")
     parser.add_argument("--solutions", action="store_true", help="execute the solved notebooks")
-    parser.add_argument("--cell-timeout", type=int, default=300, help="seconds after which a cell is ended (default: 300)")
+    parser.add_argument("--cell-timeout", type=int, default=600, help="seconds after which a cell is ended (default: 600)")
     options = parser.parse_args(argv)
     settings = options.set + ([f"PROFILE={options.profile}"] if options.profile else [])
     out, code = options.out.expanduser().resolve(), 2
