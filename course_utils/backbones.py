@@ -89,6 +89,7 @@ EMBEDDED = {
     "vgg_far": small_vgg,
     "resnet_far": small_resnet,
     "resnet_photos": small_resnet,
+    "resnet_shuffled": small_resnet,
 }
 WIDTH = 128
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,13 +13,18 @@ EVIDENCE = ROOT / "data" / "evidence"
 NOTEBOOKS = ROOT / "notebooks"
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any], *, alone: bool = False) -> None:
     """Call `write(file)` on a new binary file beside `path`, then move it there: whole, or not at all.
+
+    alone: no other process writes `path` now, so that what killed ones left beside it can go.
 
     Raises what `write` and the disk raise, after which whatever stood at `path` stands there still.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    if alone:  # first, since the disk may need the room; eight letters, as tempfile draws them, match no other file's leftovers
+        for orphan in path.parent.glob(f".{escape(path.name)}.????????.part"):
+            orphan.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

@@ -1,7 +1,8 @@
 """Pictures for the lessons: in colours that everybody can tell apart, with text for those who cannot see them."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -93,6 +94,16 @@ def as_png(figure: Figure) -> bytes:
         figure.savefig(file, format="png", dpi=90)
         plt.close(figure)
         return file.getvalue()
+
+
+def chooser(label: str, options: Sequence, draw: Callable[[Any], Figure]) -> ipywidgets.Widget:
+    """A slider over `options`, and below it the figure that `draw` makes of the one chosen. What `draw` raises is raised."""
+    slider = ipywidgets.SelectionSlider(
+        options=list(options), value=options[-1], description=label, continuous_update=False, style={"description_width": "initial"}
+    )
+    answer = ipywidgets.Image(format="png", value=as_png(draw(options[-1])))
+    slider.observe(lambda change: setattr(answer, "value", as_png(draw(change["new"]))), "value")
+    return ipywidgets.VBox([slider, answer])
 
 
 def drawing_pad(respond: Callable[[np.ndarray], Figure], side: int = 224) -> ipywidgets.Widget | None:

@@ -272,11 +272,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     fit(toy_model(), toy_batches(), epochs=1, checkpoint=path)
     before = state_of(path)
 
-    def full(content, file):
-        file.write(b"half of it")
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     model = toy_model()
     with pytest.raises(CheckpointError, match=r"could not be written .*No space left.* unchanged"):
         save_checkpoint(path, RunState({"epochs": 1}), model, adamw()(model), torch.amp.GradScaler("cpu", enabled=False))
@@ -284,26 +283,80 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["run.pt"]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "no whole checkpoint"),
-        (lambda path: path.write_bytes(b""), "no whole checkpoint"),
-        (lambda path: path.write_text("not a checkpoint"), "no whole checkpoint"),
-        (lambda path: torch.save({**torch.load(path), "version": 0}, path), "another version of this course"),
-        (lambda path: torch.save([1, 2], path), "another version of this course"),
-    ],
-)
-def test_a_spoilt_checkpoint_is_refused_and_nothing_is_changed(tmp_path, spoil, message):
+def flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def as_torch_file(content: bytes) -> bytes:
+    return content.partition(b"\n")[2]
+
+
+SPOILT = {
+    "cut to nothing": (lambda content: b"", "was cut short"),
+    "cut in its first word": (lambda content: content[:6], "was cut short"),
+    "cut in its first line": (lambda content: content[:60], "was cut short"),
+    "cut after its first line": (lambda content: content[: content.index(b"\n") + 1], "was cut short"),
+    "cut in half": (lambda content: content[: len(content) // 2], "was cut short"),
+    "without its last byte": (lambda content: content[:-1], "was cut short"),
+    "one bit altered": (lambda content: flip(content, len(content) // 2), "was altered"),
+    "a bit of its hash altered": (lambda content: flip(content, content.index(b"\n") - 1), "was altered"),
+    "longer": (lambda content: content + b"\0", "was altered"),
+    "a text": (lambda content: b"course notes\n", "is no checkpoint of this course"),
+    "torch's own file": (as_torch_file, "is no checkpoint of this course"),
+    "another version": (lambda content: content.replace(b"version 2,", b"version 3,", 1), "written by another version"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_checkpoint_is_refused_and_nothing_is_changed(tmp_path, how):
+    path, (spoil, message) = tmp_path / "run.pt", SPOILT[how]
+    fit(toy_model(), toy_batches(), epochs=1, checkpoint=path)
+    path.write_bytes(spoil(path.read_bytes()))
+    model, before = toy_model(seed=7), state_of(path)
+    start, random_state = weights(model).clone(), torch.get_rng_state()
+    with pytest.raises(CheckpointError, match=rf"run\.pt .*{message}.*: remove it, or train to another file$") as caught:
+        fit(model, toy_batches(), epochs=1, checkpoint=path)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(weights(model), start) and torch.equal(torch.get_rng_state(), random_state)
+    assert state_of(path) == before
+
+
+def test_every_byte_of_a_checkpoint_counts(tmp_path):
+    """Torch alone reads a file with an altered weight without a word."""
     path = tmp_path / "run.pt"
     fit(toy_model(), toy_batches(), epochs=1, checkpoint=path)
-    spoil(path)
-    model, before = toy_model(seed=7), state_of(path)
+    content = path.read_bytes()
+    for place in torch.randint(0, len(content), (40,)).tolist():
+        path.write_bytes(flip(content, place))
+        with pytest.raises(CheckpointError, match="remove it"):
+            fit(toy_model(), toy_batches(), epochs=1, checkpoint=path)
+
+
+def test_the_leftovers_of_other_checkpoints_are_left_alone(tmp_path):
+    others = {".run.pt.old.abcd1234.part", ".other.pt.abcd1234.part", "run.pt.part"}
+    for name in (*others, ".run.pt.abcd1234.part"):
+        (tmp_path / name).touch()
+    fit(toy_model(), toy_batches(), epochs=1, checkpoint=tmp_path / "run.pt")
+    assert set(os.listdir(tmp_path)) == others | {"run.pt"}
+
+
+def test_another_choice_of_trained_parameters_is_refused(tmp_path):
+    """As many parameters are frozen in both runs, but not the same."""
+
+    def frozen(layer, **other):
+        model = toy_model(**other)
+        model.backbone.layers[layer].weight.requires_grad_(False)
+        return model
+
+    path = tmp_path / "run.pt"
+    fit(frozen(0), toy_batches(), epochs=1, checkpoint=path)
+    model = frozen(1, seed=5)
     start = weights(model).clone()
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(
+        CheckpointError, match=r"choice of trained parameters \(backbone.layers.0.weight = frozen, not group 1, b"
+    ):
         fit(model, toy_batches(), epochs=1, checkpoint=path)
     assert torch.equal(weights(model), start)
-    assert state_of(path) == before
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -323,8 +376,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         assert torch.equal(weights(model), start)
     with pytest.raises(CheckpointError, match="seed = 3, not 4"):
         fit(toy_model(), toy_batches(seed=4), checkpoint=path)
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="size = 16, not 12"):
+        fit(toy_model(), toy_batches(size=12, steps=6), checkpoint=path)
+    for other in (toy_split(94), Split(toy_split().pictures, 1 - toy_split().labels, ("a", "b")), toy_split(side=9)):
+        with pytest.raises(CheckpointError, match=r"data = 96 pictures with checksum .*, not 9[46] pictures"):
+            fit(toy_model(), batches(other, centred, size=16, seed=3), checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"another model \(head.weight = torch.float32 \(2, \d+\), not torch.float32 \(3, "):
         fit(toy_model(classes=3), toy_batches(), epochs=1, checkpoint=path)
+    namesake = toy_model()
+    namesake.backbone.name = "far"
+    with pytest.raises(CheckpointError, match="model = toy, not far"):
+        fit(namesake, toy_batches(), epochs=1, checkpoint=path)
 
 
 @pytest.mark.parametrize(

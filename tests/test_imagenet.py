@@ -334,20 +334,22 @@ def test_own_folder_with_an_empty_class(own: Path) -> None:
 def test_own_folder_with_too_few_classes(own: Path, count: int) -> None:
     for breed in BREEDS[count:2]:
         shutil.rmtree(own / breed)
-    with pytest.raises(ValueError, match=f"holds {count} folders .* two or more classes"):
+    with pytest.raises(ValueError, match=f"holds {('no', 'one')[count]} class.* two or more classes"):
         picture_folder(own)
 
 
 def test_own_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere holds 0 folders"):
+    with pytest.raises(ValueError, match="nowhere is no folder"):
         picture_folder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("content", [b"not a picture", b"", None], ids=["text", "empty", "cut short"])
 def test_unreadable_picture_is_named(own: Path, content: bytes | None) -> None:
-    bad = picture_folder(own).files[7]
-    bad.write_bytes(bad.read_bytes()[:300] if content is None else content)
     mine = picture_folder(own)
+    bad = mine.files[7]
+    bad.write_bytes(bad.read_bytes()[:300] if content is None else content)
+    with pytest.raises(PictureError, match=f"1 of 10 pictures .*{bad.name}"):
+        picture_folder(own)
     with pytest.raises(PictureError, match=f"{bad.name} cannot be read as a picture"):
         mine[7]
     assert mine[6][0].shape[0] == 3

@@ -3,7 +3,7 @@
     python tools/evidence.py 00 --seeds 100..109 --out DIR
     python tools/evidence.py 00 --seeds 0..9 --store        what maintainers commit to data/evidence/
 
-What runs is the lesson itself: the cells of notebooks/source tagged `parameters`, `setup` and `evidence`, which define
+What runs is the lesson itself: the cells of notebooks/source tagged `parameters`, `setup`, `evidence` and `search`, which define
 `experiment(seed)` and `stored_claims(table, claims)`. DIR gets the table and the claims, in the form of a lesson's own.
 """
 
@@ -30,7 +30,7 @@ from course_utils.evidence import Claims, pack_hits
 from course_utils.paths import write_whole
 from tools.course import ROOT, Lesson, ToolError, prepare_folder, read_course
 
-TAGS = {"parameters", "setup", "evidence"}
+TAGS = {"parameters", "setup", "evidence", "search"}
 
 
 @cache
@@ -81,7 +81,7 @@ def write_table(table: pd.DataFrame, lesson: Lesson, source: Path, folder: Path,
         "seeds": seeds,
         "torch": torch.__version__.split("+")[0],
         "device": definitions(source).get("device", torch.device("cpu")).type,
-        "weights": {name: read_card(name)["sha256"] for name in sorted(EMBEDDED)},
+        "weights": {name: read_card(name)["sha256"] for name in definitions(source).get("BACKBONES", sorted(EMBEDDED))},
         "settings": definitions(source).get("RECIPES", {}),
     }
     write_whole(folder / f"{lesson.name}.csv", lambda file: file.write(table.to_csv(index=False).encode()))

@@ -1,12 +1,13 @@
 """Train the embedded backbones from nothing, and write their weights and cards to data/weights/.
 
-python tools/pretrain.py                    all five, about ten minutes each on two cores
+python tools/pretrain.py                    all six, about ten minutes each on two cores
 python tools/pretrain.py vgg_near --out DIR one, to another folder
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/pretrain.py` finds its neighbours from any folder
 from course_utils.backbones import EMBEDDED, WIDTH, Backbone, Classifier, centred
 from course_utils.data.augment import augmentation
 from course_utils.data.batches import batches
@@ -32,6 +34,13 @@ LETTERS_DRAWN, LETTERS_HELD_OUT = 40_000, 4_000
 PATCHES_CUT, PATCHES_HELD_OUT, PATCH_SIDE = 30_000, 2_048, 48
 BATCH, STEPS = 128, 64  # an epoch is 64 steps, so that progress is seen every quarter of a minute
 EPOCHS = {"letters": 36, "photos": 12}
+SOURCES = {
+    "near": "letters, near",
+    "far": "letters, far",
+    "photos": "photo patches, two views of each",
+    "shuffled": "letters, near, each with the label of another",
+}
+HALF = ("resnet_photos", "resnet_shuffled")  # stored as float16: all weights together stay under 8 MB
 
 
 class Enough(Exception):
@@ -101,6 +110,12 @@ def pair_accuracy(model: Projected, patches: Split) -> float:
     return torch.cat(found).float().mean().item()
 
 
+def shuffled(split: Split) -> Split:
+    """The same pictures, each with the label of another: as many of each class as before, and nothing to learn but by heart."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SEED))
+    return Split(split.pictures, split.labels[order], split.classes)
+
+
 def pretrain(name: str, epochs: int | None = None) -> tuple[Backbone, list[float]]:
     """Train one backbone; the backbone, and the held-out accuracy after each epoch.
 
@@ -132,8 +147,11 @@ def pretrain(name: str, epochs: int | None = None) -> tuple[Backbone, list[float
                 validate=watch(lambda: pair_accuracy(projected, held_out)),
             )  # fmt: skip
         else:
-            model, valid = Classifier(backbone, len(LETTERS)), letters(variant, "valid", LETTERS_HELD_OUT, SEED)
-            drawn = letters(variant, "train", LETTERS_DRAWN, SEED)
+            drawing = "near" if variant == "shuffled" else variant
+            model, valid = Classifier(backbone, len(LETTERS)), letters(drawing, "valid", LETTERS_HELD_OUT, SEED)
+            drawn = letters(drawing, "train", LETTERS_DRAWN, SEED)
+            if variant == "shuffled":
+                drawn = shuffled(drawn)
             augment = augmentation(brightness=0.8, contrast=0.4, invert=0.5)
             fit(
                 model, batches(drawn, centred, size=BATCH, steps=STEPS, augment=augment, seed=SEED),
@@ -147,15 +165,17 @@ def pretrain(name: str, epochs: int | None = None) -> tuple[Backbone, list[float
 
 def write(backbone: Backbone, scores: list[float], out: Path) -> None:
     """Write weights and card. Both appear whole or not at all."""
-    content = save({key: value.contiguous() for key, value in backbone.layers.state_dict().items()})
+    half = backbone.name in HALF
+    state = {
+        key: value.half() if half and value.is_floating_point() else value for key, value in backbone.layers.state_dict().items()
+    }
+    content = save({key: value.contiguous() for key, value in state.items()})
     card = {
         "name": backbone.name,
         "command": f"python tools/pretrain.py {backbone.name}",
         "date": date.today().isoformat(),
         "seed": SEED,
-        "source": "photo patches, two views of each"
-        if backbone.name.endswith("photos")
-        else f"letters, {backbone.name.rsplit('_', 1)[1]}",
+        "source": SOURCES[backbone.name.rsplit("_", 1)[1]],
         "held_out": "share of held-out patches that find their other view among 256"
         if backbone.name.endswith("photos")
         else f"accuracy on {LETTERS_HELD_OUT} held-out letters of 52 classes",

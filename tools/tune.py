@@ -1,12 +1,15 @@
-"""Search the recipes of lesson 00 on validation pictures: every start gets the same grid, and seeds of its own.
+"""Search the recipes of a lesson on validation pictures: every start gets the same grid, and seeds of its own.
 
-python tools/tune.py            writes data/evidence/00_recipes.csv and prints the best recipe of each start
+python tools/tune.py 01         writes data/evidence/01_recipes.csv and prints the best setting of each start
 
-Settings that the table has already are not run again: remove it to start from nothing.
+What is searched stands in the lesson: a cell tagged `search` defines `GRID`, names with their values, and
+`validation_accuracy(**setting)`. Settings that the table has already are not run again: remove it to start from nothing.
 """
 
+import argparse
 import itertools
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,46 +18,55 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/tune.py` finds its neighbours from any folder
-from course_utils.data import few_shot
-from course_utils.evaluate import accuracy
 from course_utils.paths import EVIDENCE, ROOT, write_whole
+from tools.course import ToolError, read_course
 from tools.evidence import definitions
 
-COLUMNS = ["start", "net", "labels", "lr", "steps", "seed"]
-SEEDS = (900,)  # never used for a result
-GRID = {"lr": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "steps": (150, 300)}
-STARTS = {"scratch": "near", "far": "far", "near": "near"}  # which registry entry a start takes its layers from
-LABELS = 20  # labels a class: the middle of what the lesson shows
+
+def settings_of(grid: dict[str, Iterable]) -> list[dict]:
+    """Every combination of the values of a grid, the last name changing fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def trial(start: str, net: str, labels: int, lr: float, steps: int, seed: int) -> dict:
-    """Validation accuracy of one setting: accuracy in [0, 1]."""
+def trial(source: Path, setting: dict) -> dict:
+    """A setting with its validation accuracy in [0, 1]."""
     torch.set_num_threads(1)
-    lesson = definitions(ROOT / "notebooks/source/00_start_here.py")
-    few = few_shot(lesson["train"], labels, seed)
-    name = f"{net}_{STARTS[start]}"
-    model = lesson["train_on"](few, name, start != "scratch", seed, lr=lr, head_lr=max(lr, 1e-2), steps=steps)
-    row = {"start": start, "net": net, "labels": labels, "lr": lr, "steps": steps, "seed": seed}
-    row["validation"] = accuracy(model, lesson["valid"])
+    row = {**setting, "validation": round(definitions(source)["validation_accuracy"](**setting), 4)}
     print(row, flush=True)
     return row
 
 
-def main() -> None:
-    """Run the grid in two processes and print the mean validation accuracy of each setting."""
-    path = EVIDENCE / "00_recipes.csv"
-    earlier = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-    known = set(earlier[COLUMNS].itertuples(index=False, name=None))
-    settings = itertools.product(STARTS, ("vgg", "resnet"), (LABELS,), *GRID.values(), SEEDS)
-    wanted = [setting for setting in settings if setting not in known]
+def search(source: Path, path: Path) -> pd.DataFrame:
+    """The table of a lesson's search at `path`, completed in two processes."""
+    settings = settings_of(definitions(source)["GRID"])
+    earlier = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(settings[0]))
+    known = set(earlier[list(settings[0])].itertuples(index=False, name=None))
+    wanted = [setting for setting in settings if tuple(setting.values()) not in known]
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        found = list(pool.map(trial, *zip(*wanted, strict=True))) if wanted else []
+        found = list(pool.map(trial, [source] * len(wanted), wanted))
     table = pd.concat([part for part in (earlier, pd.DataFrame(found)) if len(part)], ignore_index=True)
     write_whole(path, lambda file: file.write(table.to_csv(index=False).encode()))
-    means = table.groupby(["start", "lr", "steps"])["validation"].mean().unstack("start").round(3)
-    print(means)
-    print("best:", means.idxmax().to_dict())
+    return table
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT, folder: Path = EVIDENCE) -> int:
+    """Run the command line; return 0, or 2 where nothing could be started."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lesson", help="such as 00")
+    options = parser.parse_args(argv)
+    try:
+        lesson = read_course(root).select(options.lesson)[0]
+        source = root / "notebooks/source" / f"{lesson.name}.py"
+        if "GRID" not in definitions(source):
+            raise ToolError(f"lesson {lesson.id} has no search")
+    except ToolError as error:
+        print(error, file=sys.stderr)
+        return 2
+    table = search(source, folder / f"{lesson.id}_recipes.csv")
+    names = [name for name in definitions(source)["GRID"] if name != "seed"]
+    print(table.groupby(names)["validation"].mean().sort_values(ascending=False).to_string())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

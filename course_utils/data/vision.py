@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import extract_archive
 
-from course_utils.data.pictures import read_picture
+from course_utils.data.pictures import PictureError, examine, read_picture
 from course_utils.download import cache_folder, disk_space, fetch, locate
 
 CUT_SEED = 20261121  # cuts validation pictures off once; no experiment's seed moves it
@@ -126,21 +127,48 @@ def vision_data(name: str, split: str) -> PictureDataset:
     return pictures if split == "test" else cut(pictures)[split == "valid"]
 
 
-def picture_folder(path: str | Path) -> PictureDataset:
-    """A learner's own pictures, one folder a class: `path/<class>/<picture>`.
+def picture_folder(path: str | Path, skip_unreadable: bool = False) -> PictureDataset:
+    """A learner's own pictures, one folder a class: `path/<class>/<picture>`. Files of other kinds are passed over.
 
-    Raises `ValueError` where there are fewer than two classes, or a class without pictures.
+    Every picture is read once, lest a broken one stop a training half-way; with `skip_unreadable` those are left out with
+    a warning. Raises `PictureError` for pictures that cannot be read, and `ValueError` where the folder is missing, has
+    fewer than two classes, a class without pictures, or a class with folders in it.
     """
     home = Path(path).expanduser()
-    folders = sorted(folder for folder in home.glob("*") if folder.is_dir() and not folder.name.startswith("."))
-    if len(folders) < 2:
-        raise ValueError(f"{home} holds {len(folders)} folders of pictures; make one for each of two or more classes")
+    if not home.is_dir():
+        raise ValueError(f"{home} is no folder: give the one that holds a folder of pictures for each class")
+    classes = _folders(home)
+    for folder in classes:
+        if inner := _folders(folder):
+            advice = f"give {folder} if they are the classes, or else move their pictures up into it"
+            raise ValueError(f"{folder} holds folders, such as {inner[0].name!r}, where pictures should be: {advice}")
+    if len(classes) < 2:
+        there = f"one class, {classes[0].name!r}" if classes else "no class"
+        raise ValueError(f"{home} holds {there}: put the pictures into a folder for each of two or more classes")
     files: list[Path] = []
     labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = sorted(file for file in folder.rglob("[!.]*") if file.suffix.lower() in IMG_EXTENSIONS)
+    for label, folder in enumerate(classes):
+        found = sorted(file for file in folder.glob("[!.]*") if file.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise ValueError(f"class {folder.name!r} has no pictures: put some into {folder}, or remove it")
         files += found
         labels += [label] * len(found)
-    return PictureDataset(tuple(files), torch.tensor(labels), tuple(folder.name for folder in folders))
+    mine = PictureDataset(tuple(files), torch.tensor(labels), tuple(folder.name for folder in classes))
+    reasons = examine(files)["reason"]
+    broken = [f"{file.relative_to(home)} ({reason})" for file, reason in zip(files, reasons, strict=True) if reason]
+    if not broken:
+        return mine
+    named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+    said = f"{len(broken)} of {len(files)} pictures in {home} cannot be read, {named}"
+    if not skip_unreadable:
+        raise PictureError(f"{said}: save them again as PNG or JPEG, or leave them out with skip_unreadable=True")
+    mine = mine.subset(np.flatnonzero(reasons == "").tolist())
+    for label, folder in enumerate(classes):
+        if label not in mine.labels:
+            raise ValueError(f"class {folder.name!r} has no picture that can be read: put some into {folder}, or remove it")
+    warnings.warn(f"{said}: they are left out", stacklevel=2)
+    return mine
+
+
+def _folders(home: Path) -> list[Path]:
+    return sorted(folder for folder in home.iterdir() if folder.is_dir() and not folder.name.startswith("."))

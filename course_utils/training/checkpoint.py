@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, and refused where they belong to another run."""
 
-import pickle
+import hashlib
+import io
 import random
+import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +15,14 @@ from torch import Tensor, nn
 
 from course_utils.paths import write_whole
 
-VERSION = 1
+VERSION = 2
+MAGIC = b"course_utils checkpoint, "
+# The first line of the file, for people too; torch's bytes follow. Torch alone would not notice an altered weight.
+HEAD = re.compile(MAGIC + rb"version (\d+), (\d+) bytes, sha256 (\w{64})\n")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or that belongs to another run."""
+    """A checkpoint that cannot be read or written, or that belongs to another run."""
 
 
 @dataclass
@@ -47,16 +52,20 @@ def save_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
     `CheckpointError` where it cannot be written.
     """
     content = {
-        "version": VERSION,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "run": asdict(run),
+        "trained": _trained(model, optimizer),
         "random": _random_state(),
     }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    payload = buffer.getbuffer()
+    head = b"%bversion %d, %d bytes, sha256 %b\n" % (MAGIC, VERSION, len(payload), hashlib.sha256(payload).hexdigest().encode())
     try:
-        write_whole(Path(path), lambda file: torch.save(content, file))
-    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        write_whole(Path(path), lambda file: file.writelines([head, payload]), alone=True)
+    except OSError as error:
         raise CheckpointError(f"{path} could not be written ({error}): free some space; what was there is unchanged") from error
 
 
@@ -68,32 +77,55 @@ def load_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
     path = Path(path)
     if not path.exists():
         return run
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} is no whole checkpoint (cut short or altered): remove it, or train to another file"
-        ) from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise CheckpointError(f"{path} was written by another version of this course: remove it, or train to another file")
+    content = _read(path)
     stored = RunState(**content["run"])
-    differing = [name for name in run.settings if stored.settings.get(name) != run.settings[name]]
-    if differing:
-        was = ", ".join(f"{name} = {stored.settings.get(name)}, not {run.settings[name]}" for name in differing)
-        raise CheckpointError(f"{path} is from another run ({was}): remove it, or train to another file")
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    groups = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
-    if shapes != {name: value.shape for name, value in content["model"].items()} or groups != [
-        len(group["params"]) for group in content["optimizer"]["param_groups"]
-    ]:
-        raise CheckpointError(
-            f"{path} is from another model or another choice of parameters: remove it, or train to another file"
-        )
-    model.load_state_dict(content["model"])
+    for what, there, here in (
+        ("run", stored.settings, run.settings),
+        ("model", _shapes(content["model"]), _shapes(model.state_dict())),
+        ("choice of trained parameters", content["trained"], _trained(model, optimizer)),
+    ):
+        was = [f"{name} = {there.get(name)}, not {here.get(name)}" for name in there | here if there.get(name) != here.get(name)]
+        if was:
+            more = f", and {len(was) - 3} more" if len(was) > 3 else ""
+            raise _refusal(path, f"is from another {what} ({', '.join(was[:3])}{more})")
     optimizer.load_state_dict(content["optimizer"])
+    model.load_state_dict(content["model"])
     scaler.load_state_dict(content["scaler"])
     _restore_random_state(content["random"])
     return stored
+
+
+def _refusal(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} {why}: remove it, or train to another file")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What was saved, to the byte."""
+    try:
+        with path.open("rb") as file:
+            head, payload = file.readline(200), file.read()
+    except OSError as error:
+        raise _refusal(path, f"cannot be read ({error.strerror})") from error
+    found = HEAD.fullmatch(head)
+    if not MAGIC.startswith(head[: len(MAGIC)]):
+        raise _refusal(path, "is no checkpoint of this course")
+    if found and int(found[1]) != VERSION:
+        raise _refusal(path, "was written by another version of this course")
+    if len(payload) < int(found[2]) if found else not payload:
+        raise _refusal(path, "was cut short")
+    if not found or hashlib.sha256(payload).hexdigest().encode() != found[3]:
+        raise _refusal(path, "was altered after it was written")
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()}
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """The optimizer's group of every parameter. Their numbers alone can agree by chance."""
+    group_of = {id(one): f"group {number}" for number, group in enumerate(optimizer.param_groups, 1) for one in group["params"]}
+    return {name: group_of.get(id(parameter), "frozen") for name, parameter in model.named_parameters()}
 
 
 def _random_state() -> dict[str, Any]:

@@ -63,7 +63,8 @@ def fit(
         {
             "epochs": epochs,
             "steps": len(batches),
-            "seed": getattr(batches, "seed", None),
+            **{name: getattr(batches, name, None) for name in ("seed", "size", "data")},
+            "model": getattr(getattr(model, "backbone", None), "name", type(model).__name__),
             "optimizer": type(optim).__name__,
             "lr": rates,
             "precision": precision,
