@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from course_utils.backbones import EMBEDDED, read_card
+from course_utils.backbones import read_card
 from course_utils.evidence import unpack_hits
 from course_utils.paths import EVIDENCE, ROOT
 from tools import evidence
@@ -102,6 +102,6 @@ def test_the_stored_evidence_is_of_the_lesson_as_it_stands() -> None:
         start = source.index("RECIPES = ")
         exec(source[start : source.index("\n}", start) + 2], names)
         assert settings["settings"] == names["RECIPES"]
-        assert settings["weights"] == {name: read_card(name)["sha256"] for name in sorted(EMBEDDED)}
+        assert settings["weights"] == {name: read_card(name)["sha256"] for name in evidence.definitions(source_path)["BACKBONES"]}
         assert sorted(pd.read_csv(path)["seed"].unique()) == settings["seeds"]
         assert len(settings["seeds"]) >= 10

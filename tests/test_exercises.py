@@ -55,9 +55,9 @@ def cosines(rows):
 
 
 def agreement_in_loops(features, labels):
-    agree = 0
-    for i in range(len(features)):
-        best = max((j for j in range(len(features)) if j != i), key=lambda j: cosine_similarity(features[i], features[j], dim=0))
+    agree, rows = 0, features.numpy() / np.linalg.norm(features.numpy(), axis=1)[:, None]
+    for i in range(len(rows)):
+        best = max((j for j in range(len(rows)) if j != i), key=lambda j: rows[i] @ rows[j])
         agree += int(labels[i] == labels[best])
     return torch.tensor(agree / len(features))
 
@@ -335,7 +335,7 @@ WRONG = {
         (torch.arange(3), "a function is expected here, not Tensor"),
     ],
     "01.3": [
-        (lambda features, labels: 0.8, "you gave 0.800"),
+        (lambda features, labels: 0.77, "you gave 0.770"),
         (agreement(cosines, None), "every row found itself"),
         (agreement(lambda rows: rows @ rows.T), "the dot product"),
         (agreement(lambda rows: -torch.cdist(rows, rows)), "the distance"),
@@ -398,10 +398,11 @@ WRONG = {
         (
             lambda model, state: (
                 model.state_dict().keys() == state.keys()
-                and all(v.flatten()[0] == state[n].flatten()[0] for n, v in model.state_dict().items() if "3.bias" in n)
-                and all(torch.equal(v, state[n]) for n, v in model.state_dict().items() if "3.bias" not in n)
+                and all(
+                    a == b for n, v in model.state_dict().items() for a, b in zip(v.flatten(), state[n].flatten(), strict=False)
+                )
             ),
-            "",
+            "compare the shapes too",
         ),
         (lambda model, state: "yes", "True or False is expected, not str"),
         (lambda model, state: {n: True for n in state}, "True or False is expected, not dict"),
@@ -430,7 +431,7 @@ WRONG = {
         (lambda groups, share, seed: split_by_group(groups, share, random.randrange(10**6)), "gave two splits"),
         (lambda *a: split_by_group(*a)[::-1], "rest comes first"),
         (split_rounded, "at least one on each side"),
-        (split_group_numbers, ""),
+        (split_group_numbers, "pictures"),
         (split_one_of_each, "on neither side"),
         (split_overlapping, "is in both"),
         (lambda *a: [torch.cat([part, part]) for part in split_by_group(*a)], "is there twice"),
@@ -509,7 +510,7 @@ WRONG = {
         (lambda *a: 100 * calibration()(*a), "per cent"),
         (calibration(whole=lambda n, gaps: (n * gaps**2).sum()), "was expected"),
         (with_empty_bins, "an empty bin"),
-        (calibration(whole=lambda n, gaps: abs(gaps)), ""),
+        (calibration(whole=lambda n, gaps: abs(gaps)), "one number is expected"),
         (lambda probabilities, labels, bins: "5 %", "a number is expected, not str"),
         (lambda probabilities, labels, bins: None, "a number is expected, not NoneType"),
     ],

@@ -1,6 +1,9 @@
 """The weights are made by our own script: its beginning is run again, and lands where the card says."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,6 +13,7 @@ from course_utils import backbones
 from course_utils.backbones import EMBEDDED, WIDTH, Backbone, Classifier, centred, load_backbone, read_card
 from course_utils.data import few_shot, mnist_m
 from course_utils.evaluate import accuracy
+from course_utils.paths import ROOT
 from tools import pretrain
 
 
@@ -21,7 +25,20 @@ def test_the_first_half_minute_of_pretraining_lands_where_the_card_says():
     assert scores[0] > 5 / 256
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+def test_shuffled_labels_are_the_same_labels_on_other_pictures():
+    drawn = pretrain.letters("near", "train", 200)
+    dealt = pretrain.shuffled(drawn)
+    assert torch.equal(dealt.pictures, drawn.pictures)
+    assert torch.equal(dealt.labels.sort().values, drawn.labels.sort().values)
+    assert (dealt.labels == drawn.labels).float().mean() < 0.2
+
+
+def test_the_card_of_the_control_tells_of_no_learning():
+    """Labels dealt out at random teach nothing about letters that were held out: 52 classes, 4,000 letters."""
+    assert all(abs(score - 1 / 52) < 0.01 for score in read_card("resnet_shuffled")["accuracy_by_epoch"])
+
+
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if name != "resnet_shuffled"])
 def test_a_card_tells_of_learning(name):
     scores = read_card(name)["accuracy_by_epoch"]
     assert scores[-1] > 2 * scores[0] or scores[-1] > 0.9
@@ -69,6 +86,16 @@ def test_weights_and_card_are_written_together_and_can_be_loaded(tmp_path, monke
     assert card["accuracy"] == 0.5 and card["command"] == "python tools/pretrain.py vgg_far"
 
 
+def test_half_precision_loses_less_than_a_thousandth(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    trained = Backbone("resnet_photos", EMBEDDED["resnet_photos"](), WIDTH, centred)
+    pretrain.write(trained, [0.1, 0.5], tmp_path)
+    monkeypatch.setattr(backbones, "WEIGHTS", tmp_path)
+    features = load_backbone("resnet_photos").eval()(torch.ones(1, 3, 32, 32))
+    assert torch.allclose(features, trained.eval()(torch.ones(1, 3, 32, 32)), atol=1e-3)
+    assert (tmp_path / "resnet_photos.safetensors").stat().st_size < 0.6 * 1_537_096
+
+
 def test_two_views_of_a_patch_differ_and_have_the_size_of_a_picture():
     patches = centred(pretrain.photo_patches("valid", 4).pictures)
     first, second = pretrain.view(patches), pretrain.view(patches)
@@ -108,3 +135,9 @@ def test_a_wrong_call_is_refused_before_any_work(arguments, message, monkeypatch
         pretrain.main()
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_command_of_the_cards_starts_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "tools/pretrain.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr

@@ -111,7 +111,8 @@ def nearest(answer) -> None:
             least = [row for row in scores[""].argsort().tolist() if row != query][:k]
             cosine = scores[""].sort(descending=True).values
             distinct = (cosine[:-1] - cosine[1:]).min() > 1e-4 and (not everyone or cosine[-1] < -0.1)
-            if distinct and len({tuple(rows[:k]) for rows in [expected, *ranked.values()]}) == len(scores):
+            told_apart = {tuple(rows[:k]) for rows in [expected, expected[::-1], *ranked.values()]}
+            if distinct and len(told_apart) == 1 + len(scores):
                 break
         found = indices(call(answer, features.clone(), query, k), k, count)
         if found == expected:

@@ -248,7 +248,9 @@ def precision_recall(answer) -> None:
             if case != "drawn":
                 if (predicted == positive).any() or (labels == positive).any():
                     break
-            elif len({(precision, recall), *(values for values, _ in mistakes)}) == 1 + len(mistakes):
+            elif agree not in (precision, recall) and len({(precision, recall), *(values for values, _ in mistakes)}) == 1 + len(
+                mistakes
+            ):
                 break
         try:
             found = call(answer, predicted.clone(), labels.clone(), positive)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from course_utils.backbones import Classifier, load_backbone
-from course_utils.data import Split, augmentation, batches, few_shot, load_target, mnist_m
+from course_utils.data import augmentation, batches, few_shot, load_target, mnist_m
 from course_utils.data.letters import letters
 from course_utils.data.splits import generator, stack
 from course_utils.evaluate import accuracy, hits
@@ -320,9 +320,9 @@ chooser("maps of side", sides, neighbours_at)
 # %% tags=["evidence"]
 STARTS = ("scratch", "near", "far", "photos", "shuffled")
 RECIPES = {
-    "digits": {"scratch": 1e-2, "near": 1e-3, "far": 1e-3, "photos": 1e-3, "shuffled": 1e-3},
-    "textures": {"scratch": 1e-2, "near": 3e-3, "far": 3e-3, "photos": 3e-3, "shuffled": 3e-3},
-    "faces": {"scratch": 1e-2, "near": 1e-3, "far": 1e-3, "photos": 1e-3, "shuffled": 1e-3},
+    "digits": {"scratch": 1e-2, "near": 1e-3, "far": 1e-3, "photos": 3e-2, "shuffled": 3e-3},
+    "textures": {"scratch": 3e-3, "near": 3e-3, "far": 3e-3, "photos": 1e-2, "shuffled": 3e-2},
+    "faces": {"scratch": 1e-2, "near": 3e-3, "far": 3e-3, "photos": 3e-3, "shuffled": 1e-2},
 }
 
 
@@ -350,7 +350,7 @@ def trained_from(start, task, seed, lr=None):
 GRID = {
     "task": ("digits", "textures", "faces"),
     "start": STARTS,
-    "lr": (1e-3, 3e-3, 1e-2),
+    "lr": (1e-3, 3e-3, 1e-2, 3e-2),
     "seed": (900,),  # never used for a result
 }
 

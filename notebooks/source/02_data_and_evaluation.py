@@ -38,10 +38,10 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_utils.backbones import Classifier, load_backbone
-from course_utils.data import augmentation, batches, few_shot, load_target, read_picture
-from course_utils.data.pictures import PictureError, examine
+from course_utils.data import Split, augmentation, batches, few_shot, load_target, read_picture
+from course_utils.data.pictures import examine
 from course_utils.data.vision import picture_folder
-from course_utils.evaluate import accuracy, accuracy_on, hits, predict
+from course_utils.evaluate import hits, predict
 from course_utils.evidence import Claims, Estimate, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
 from course_utils.plots import COLOURS, chooser, picture_grid, show, show_table
@@ -70,6 +70,12 @@ show(
 
 
 # %%
+def chunk(kind, content):
+    """One part of a PNG file: length, kind, content, checksum."""
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
 def make_folder(home):
     """A folder of two classes with everything in it that folders collect."""
     first, second = (home / name for name in ("first", "second"))
@@ -85,9 +91,9 @@ def make_folder(home):
     (first / "text.png").write_text("This is not a picture.")
     (first / "again.png").write_bytes((first / "0.png").read_bytes())
     (second / "resaved.jpg").write_bytes(whole.getvalue())
-    header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 20_000, 1, 0, 0, 0, 0)
-    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (second / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + checked)  # says that it is huge
+    size = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b""))
+    (second / "huge.png").write_bytes(bomb)
     pictures[5].convert("CMYK").save(second / "cmyk.jpg")
     turned = pictures[6].getexif()
     turned[0x0112] = 6  # the camera was held upright
@@ -180,7 +186,7 @@ found = [planted_and_found(seed) for seed in seeds]
 claims(
     "Most planted wrong labels are among the most suspicious tenth of the pictures",
     estimate(found, seeds, "share found"),
-    rule="low > 0.6",
+    rule="low > 0.5",
 )
 
 # %% [markdown]
@@ -279,11 +285,13 @@ def arm_gain(table, start, arm):
 
 def stored_claims(table, claim):
     """What ten seeds say."""
-    for start in ("scratch", "near"):
-        text = f"Flips harm digits: start {start}, 20 labels a class"
-        claim(text, arm_gain(table, start, "flip"), rule="high < 0", origin="stored")
-        text = f"Turning and moving helps: start {start}, 20 labels a class"
-        claim(text, arm_gain(table, start, "turn and move"), rule="low > 0", origin="stored")
+    text = "Flips harm digits: near letters, 20 labels a class"
+    claim(text, arm_gain(table, "near", "flip"), rule="high < 0", origin="stored")
+    text = "Turning and moving brings near letters no gain of a point or more"
+    claim(text, arm_gain(table, "near", "turn and move"), rule="high < 0.01", origin="stored")
+    text = "Other colours change less than a point from near letters"
+    gained = arm_gain(table, "near", "colours")
+    claim(text, gained, rule="low > -0.01 and high < 0.01", origin="stored")
 
 
 # %%
@@ -301,9 +309,12 @@ show(figure, alt="Gain of each augmentation over none, with intervals, from two 
 stored_claims(table, claims)
 
 # %% [markdown]
-# **Explain.** A mirrored 2 is no digit, and a mirrored 7 comes close to a badly written 1... of nobody's hand. The network spends its
-# effort on pictures that the test will never show, under labels that no longer hold. On pets a flip is harmless, and the
-# `imagenet` profile uses it. An augmentation is knowledge about the *task*: choose it as carefully as you choose labels.
+# **Explain.** A mirrored 2 is no digit, but it keeps the label 2. From near letters, the network pays for that. On pets a flip is
+# harmless, and the `imagenet` profile uses it. An augmentation is knowledge about the *task*.
+#
+# Now look at the other two, and at the left panel. Turns and other colours do not help the network that comes from near letters: it met
+# both in pretraining, so they tell it nothing new and only make the few pictures harder. From scratch the points lie to the right, but ten seeds
+# cannot tell: the intervals are as wide as the gains. So "always augment" is no law. It is a choice, and it is made on validation pictures.
 
 # %% [markdown]
 # ## Train, validation, test, and what leaks
@@ -539,7 +550,7 @@ class Harmless:
 
 
 trace, parcel = Path(OUT) / "it_ran.txt", Path(OUT) / "weights.pt"
-parcel.write_bytes(pickle.dumps({"weight": Harmless()}))
+parcel.write_bytes(pickle.dumps({"weight": Harmless()}, protocol=2))
 for opener, read in {
     "pickle.load": lambda: pickle.loads(parcel.read_bytes()),
     "torch.load, weights_only=True": lambda: torch.load(parcel, weights_only=True),
@@ -645,7 +656,8 @@ def reliability(logits):
 
 
 temperature = calibrated_temperature(predict(model, valid), valid.labels)
-print(f"temperature {temperature:.2f}: above 1 means that the network was too sure of itself")
+mood = "too sure of itself" if temperature > 1 else "not sure enough"
+print(f"temperature {temperature:.2f}: the network was {mood}")
 figure, axis = plt.subplots(figsize=(4, 3), layout="constrained")
 for label, values, colour in (
     ("as trained", logits, "orange"),
@@ -673,16 +685,16 @@ show(figure, alt="Accuracy against confidence, as trained and after temperature 
 
 # %%
 rng = np.random.default_rng(SEED)
-draws = [model_hits[rng.integers(len(model_hits), size=100)] for _ in range(200)]
+draws = [model_hits[rng.integers(len(model_hits), size=200)] for _ in range(200)]
 intervals = [estimate([draw], [SEED]) for draw in draws]
 covered = np.array([i.low <= model_hits.mean() <= i.high for i in intervals])
 claims(
-    "Of 95 % intervals from 100 test pictures, about 95 in 100 cover the truth",
+    "95 % intervals from 200 test pictures cover the truth about as often as they promise",
     estimate([covered], [SEED], "share covered"),
-    rule="value > 0.85 and value < 0.99",
+    rule="value > 0.88 and value < 0.995",
 )
 width = 100 * np.mean([i.high - i.low for i in intervals])
-print(f"and each is {width:.0f} points wide: 100 pictures cannot tell .88 from .90")
+print(f"and each is {width:.0f} points wide: what 200 pictures can tell apart")
 
 # %% [markdown]
 # ## Where data live, and what it costs
@@ -698,29 +710,28 @@ print(f"and each is {width:.0f} points wide: 100 pictures cannot tell .88 from .
 # hits all alike. **Predict** the order, and the factor between first and last.
 
 # %%
-stills = few_shot(train, LABELS, SEED)
-shown = (
-    torch.stack([stills[i][0] for i in range(len(stills))]) if PROFILE == "embedded" else None
-)
-ways = {"on the device": batches(stills, model.transform, device=device)}
-if PROFILE == "embedded":
+ways = {}
+if PROFILE == "embedded":  # whose pictures fit into memory
     files = Path(OUT) / "files"
-    for i in range(len(stills)):
-        home = files / stills.classes[stills[i][1]]
+    for i in range(len(train)):
+        home = files / train.classes[train[i][1]]
         home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(stills[i][0].permute(1, 2, 0).numpy()).save(home / f"{i}.png")
-    ways["on the disk"] = batches(picture_folder(files), model.transform, device=device)
-    loader = DataLoader(TensorDataset(shown, stills.labels), 64, shuffle=True)
-seconds = {way: [] for way in [*ways, "in memory"]} if PROFILE == "embedded" else {}
-for _ in range(5 if seconds else 0):
-    for way in seconds:
+        Image.fromarray(train[i][0].permute(1, 2, 0).numpy()).save(home / f"{i}.png")
+    on_device = batches(train, model.transform, device=device)
+    on_disk = batches(picture_folder(files), model.transform, device=device)
+    in_memory = DataLoader(TensorDataset(train.pictures, train.labels), 64, shuffle=True)
+    ways = {
+        "on the device": lambda: list(on_device.epoch(0)),
+        "in memory": lambda: [
+            model.transform(x.to(device, non_blocking=True)) for x, _ in in_memory
+        ],
+        "on the disk": lambda: list(on_disk.epoch(0)),
+    }
+seconds = {way: [] for way in ways}
+for _ in range(3):
+    for way, bring in ways.items():
         began = time.perf_counter()
-        if way == "in memory":
-            for pictures, answer in loader:
-                model.transform(pictures.to(device, non_blocking=True)), answer.to(device)
-        else:
-            for _batch in ways[way].epoch(0):
-                pass
+        bring()
         seconds[way].append(time.perf_counter() - began)
 for way, taken in seconds.items():
     ratio = np.median(taken) / np.median(seconds["on the device"])

@@ -1,0 +1,36 @@
+"""What lessons build by hand does what the package does: the lessons' own cells are executed, not copies of them."""
+
+import jupytext
+import torch
+import torch.nn.functional as F
+
+from course_utils.data import augmentation
+from course_utils.paths import NOTEBOOKS
+from course_utils.training import adamw, fit, one_cycle
+from tests.test_fit import toy_batches, toy_model, weights
+
+
+def cells(lesson: str, tag: str, **names) -> dict:
+    """What the cells of a lesson with that tag define."""
+    (source,) = (NOTEBOOKS / "source").glob(f"{lesson}_*.py")
+    found = [cell.source for cell in jupytext.read(source, fmt="py:percent").cells if tag in cell.metadata.get("tags", [])]
+    assert found, f"lesson {lesson} has no cell tagged {tag}"
+    for cell in found:
+        exec(cell, names)
+    return names
+
+
+def test_the_loop_by_hand_of_lesson_02_ends_with_the_weights_of_fit() -> None:
+    train_by_hand = cells("02", "by-hand", torch=torch, F=F, one_cycle=one_cycle)["train_by_hand"]
+    ours, by_hand = toy_model(), toy_model()
+    fit(ours, toy_batches(augment=augmentation()), epochs=3, optimizer=adamw(lr=0.01))
+    train_by_hand(by_hand, toy_batches(augment=augmentation()), epochs=3, lr=0.01)
+    assert torch.equal(weights(ours), weights(by_hand))
+    assert not torch.equal(weights(ours), weights(toy_model()))
+    assert not by_hand.training
+
+
+def test_the_loop_by_hand_has_twenty_lines() -> None:
+    (source,) = (NOTEBOOKS / "source").glob("02_*.py")
+    (cell,) = [c for c in jupytext.read(source, fmt="py:percent").cells if "by-hand" in c.metadata.get("tags", [])]
+    assert len(cell.source.strip().splitlines()) <= 20
