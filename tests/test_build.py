@@ -102,8 +102,8 @@ def test_a_built_course_is_in_step_and_holds_nothing_of_this_machine(built: Path
         assert str(built) not in text and "papermill" not in text and "duration" not in text
     student = nbformat.read(built / "notebooks/00_toy.ipynb", as_version=4)
     solved = nbformat.read(built / "notebooks/solutions/00_toy.ipynb", as_version=4)
-    assert "00.1 not attempted" in student.cells[5].outputs[0].text
-    assert "00.1 correct" in solved.cells[5].outputs[0].text
+    assert "00.1 not attempted" in student.cells[6].outputs[0].text
+    assert "00.1 correct" in solved.cells[6].outputs[0].text
     assert student.cells[0].source.startswith("# 00 · A toy lesson\n")
     assert "github/someone/toy/blob/main/notebooks/00_toy.ipynb" in student.cells[0].source
     assert not (built / "build").exists()  # the results of building a notebook go nowhere
@@ -119,13 +119,13 @@ def test_the_readme_keeps_its_own_text_around_the_table(built: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("notebooks/source/00_toy.py", "print(OUT, SEED)", "print(SEED)", "cell 4 .* source differ"),
-        ("notebooks/source/00_toy.py", "# %%\nimport", '# %% tags=["nbval-check-output"]\nimport', "cell 4 .* tags differ"),
+        ("notebooks/source/00_toy.py", "print(OUT, SEED)", "print(SEED)", "cell 5 .* source differ"),
+        ("notebooks/source/00_toy.py", "# %%\nimport", '# %% tags=["nbval-check-output"]\nimport', "cell 5 .* tags differ"),
         ("notebooks/source/00_toy.py", "## A section", "## Another section", "cell 2 .*Another section.* source differ"),
         ("notebooks/00_toy.ipynb", '"id": "', '"id": "x', "cell 1 .* id differ"),
         (
             "notebooks/00_toy.ipynb",
-            '"execution_count": 2',
+            '"execution_count": 3',
             '"execution_count": null',
             "import json.* was not executed in its turn",
         ),
@@ -154,7 +154,7 @@ def test_a_missing_cell_and_a_stray_file_are_drift(copy: Path) -> None:
     edit(copy / "notebooks/source/00_toy.py", "# %%\nfolder = Path", "# %%\nmore = 1\n\n# %%\nfolder = Path")
     (copy / "notebooks/99_old.ipynb").write_text("{}")
     found = "\n".join(build.drift(copy))
-    assert "notebooks/00_toy.ipynb, cell 7 ('more = 1')" in found
+    assert "notebooks/00_toy.ipynb, cell 8 ('more = 1')" in found
     assert "notebooks/99_old.ipynb: no lesson" in found
 
 
@@ -174,8 +174,8 @@ def test_a_failed_execution_names_the_cell_and_leaves_the_earlier_notebook(
     assert build.main([], copy) == 1
     assert (copy / "notebooks/00_toy.ipynb").read_bytes() == before
     solved, student = capsys.readouterr().err.splitlines()
-    assert student.startswith("notebooks/00_toy.ipynb, cell In [2] prints what only this machine has")
-    assert "solutions/00_toy.ipynb, cell In [4]" in solved and "ZeroDivisionError: division by zero" in solved
+    assert student.startswith("notebooks/00_toy.ipynb, cell In [3] prints what only this machine has")
+    assert "solutions/00_toy.ipynb, cell In [5]" in solved and "ZeroDivisionError: division by zero" in solved
 
 
 @pytest.mark.parametrize(
@@ -233,3 +233,13 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_text(path, "more")
     assert path.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_every_notebook_fetches_the_course_where_colab_opens_it_alone(tmp_path: Path) -> None:
+    root = make_course(tmp_path)
+    course = read_course(root)
+    made = build.notebook(course, course.lessons[0], solved=False, root=root)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    assert "parameters" in code[0].metadata["tags"]
+    assert "https://github.com/someone/toy" in code[1].source and 'os.chdir("toy/notebooks")' in code[1].source
+    compile(code[1].source, "bootstrap", "exec")

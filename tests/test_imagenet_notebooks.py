@@ -13,7 +13,7 @@ from tests.mirror import Mirror, serve_handful
 
 
 @pytest.mark.imagenet
-@pytest.mark.parametrize("lesson", ["00"])
+@pytest.mark.parametrize("lesson", ["00", "01", "02"])
 def test_lesson_in_the_imagenet_world(lesson: str, tmp_path: Path) -> None:
     served = tmp_path / "served"
     served.mkdir()

@@ -18,6 +18,7 @@ from course_utils.plots import (
     STARTS,
     accuracy_by_labels,
     as_png,
+    chooser,
     drawing_pad,
     picture_grid,
     probability_bars,
@@ -156,3 +157,21 @@ def test_without_ipycanvas_there_is_no_pad(monkeypatch):
 def test_as_png_is_a_png():
     figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 1.0})
     assert Image.open(io.BytesIO(as_png(figure))).size > (100, 100)
+
+
+def test_a_chooser_shows_the_last_option_first_and_follows_the_slider():
+    drawn = []
+
+    def draw(option):
+        drawn.append(option)
+        if option == 3:
+            raise ValueError("three cannot be drawn")
+        return probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": option / 10})
+
+    slider, image = chooser("option", [1, 3, 5], draw).children
+    first = image.value
+    assert drawn == [5]
+    slider.value = 1
+    assert drawn == [5, 1] and image.value != first
+    with pytest.raises(ValueError, match="three cannot be drawn"):
+        slider.value = 3

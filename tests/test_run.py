@@ -115,7 +115,7 @@ def test_a_slow_cell_is_ended_and_named_and_the_next_lesson_and_earlier_results_
     both = run.plan(course, None, ["SEED=1"])[::-1]  # the slow lesson first
     assert run.run(both, course, tmp_path, timeout=2) == 1
     printed = capsys.readouterr().out
-    assert "01_other: failed, cell In [3] 'import json': CellTimeout: the cell was ended after 2 s" in printed
+    assert "01_other: failed, cell In [4] 'import json': CellTimeout: the cell was ended after 2 s" in printed
     assert "1 of 1 claims hold" in printed  # the lesson after it
     for file in ("01_other.ipynb", "01_other.html", "01/evidence/x.json"):
         assert (tmp_path / file).read_text() == "earlier"

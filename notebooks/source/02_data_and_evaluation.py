@@ -738,8 +738,7 @@ for way, taken in seconds.items():
     print(f"{way:14} {ratio:6.1f} times the time of 'on the device'")
 
 # %% [markdown]
-# Whether that matters depends on what the network costs: a large network hides a slow loader, a small one does not. `make bench` measures the
-# same with the training step included.
+# Whether that matters depends on what the network costs. A large network hides a slow loader; a small one waits for it.
 
 # %% [markdown]
 # ## Exercises
