@@ -165,8 +165,8 @@ def maps_by_side(backbone, pictures):
 
 torch.manual_seed(SEED)
 networks = {
-    "trained": load_backbone(profile.backbones["vgg"]).to(device),
-    "random": load_backbone(profile.backbones["vgg"], pretrained=False).to(device),
+    "trained": load_backbone(profile.backbones["resnet"]).to(device),
+    "random": load_backbone(profile.backbones["resnet"], pretrained=False).to(device),
 }
 figure, axes = plt.subplots(2, 16, figsize=(8, 1.5), layout="constrained")
 for row, (name, network) in zip(axes, networks.items(), strict=True):
@@ -213,10 +213,13 @@ show(figure, alt="Feature maps of one picture: outlines first, then ever coarser
 
 
 # %%
+side_of = profile.side or 224
+
+
 def features_by_side(backbone, pictures):
     """Maps averaged over their pixels, {side: (n, channels)}, for uint8 pictures."""
     parts = []
-    for chunk in pictures.split(50):
+    for chunk in pictures.split(1600 // side_of):  # large pictures, large maps: fewer at a time
         maps = maps_by_side(backbone, backbone.transform(chunk.to(device)))
         parts.append({side: values.mean(dim=(2, 3)).cpu() for side, values in maps.items()})
     return {side: torch.cat([part[side] for part in parts]) for side in parts[0]}
@@ -231,7 +234,6 @@ def neighbours(features):
 
 
 some = valid.subset(range(min(300, len(valid))))
-side_of = profile.side or 224
 square = torch.nn.functional.adaptive_avg_pool2d
 looked_at = torch.stack(
     [square(some[i][0].float(), side_of).to(torch.uint8) for i in range(len(some))]

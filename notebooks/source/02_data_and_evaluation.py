@@ -177,7 +177,8 @@ def planted_and_found(seed):
     opinion = cross_val_predict(
         probe(), features_of(pictures), labels, cv=folds, method="predict_proba"
     )
-    suspicious = opinion[np.arange(len(labels)), labels].argsort()
+    columns = np.searchsorted(np.unique(labels), labels)  # a class may have lost all its labels
+    suspicious = opinion[np.arange(len(labels)), columns].argsort()
     return np.isin(wrong, suspicious[: max(2, len(labels) // 10)])
 
 
@@ -334,12 +335,15 @@ stored_claims(table, claims)
 def copies_of(pictures, count, seed):
     """Features of the pictures and of `count` changed copies of each, with labels and originals."""
     augment, generator = augmentation(), torch.Generator().manual_seed(seed)
-    shown = torch.stack([backbone.transform(pictures[i][0]) for i in range(len(pictures))])
-    versions = [shown] + [augment(shown, generator) for _ in range(count)]
-    chunks = [chunk for version in versions for chunk in version.split(100)]
-    rows = np.concatenate([backbone(chunk.to(device)).cpu().numpy() for chunk in chunks])
+    chunks = [range(i, min(i + 100, len(pictures))) for i in range(0, len(pictures), 100)]
+    rows = []
+    for copy in range(count + 1):
+        for chunk in chunks:
+            shown = torch.stack([backbone.transform(pictures[i][0]) for i in chunk])
+            shown = augment(shown, generator) if copy else shown
+            rows.append(backbone(shown.to(device)).cpu().numpy())
     originals = np.tile(np.arange(len(pictures)), count + 1)
-    return rows, pictures.labels.numpy()[originals], originals
+    return np.concatenate(rows), pictures.labels.numpy()[originals], originals
 
 
 def at_random(originals, seed):
