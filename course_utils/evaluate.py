@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from course_utils.backbones import Classifier
+from course_utils.backbones import Backbone, Classifier
 from course_utils.data.batches import Transformed
 from course_utils.data.splits import PictureSet, Split
 
@@ -14,8 +14,11 @@ CHUNK = 256  # pictures at a time: enough to be fast, few enough for a small mac
 
 
 @torch.inference_mode()
-def predict(model: Classifier, split: PictureSet) -> Tensor:
-    """Logits `(n, classes)` of every picture in order, on the CPU. The model is left in evaluation mode."""
+def predict(model: Classifier | Backbone, split: PictureSet) -> Tensor:
+    """Logits `(n, classes)` of every picture in order, or a backbone's features `(n, width)`, on the CPU.
+
+    The model is left in evaluation mode.
+    """
     model.eval()
     device = next(model.parameters()).device
     if isinstance(split, Split):

@@ -3,10 +3,11 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import nbformat
+import numpy as np
+import torch
 
 from course_utils.paths import NOTEBOOKS
 
@@ -52,6 +53,36 @@ def call(function: Any, *arguments: Any) -> Any:
     return result
 
 
+def number(found: Any, nudge: str = "") -> float:
+    """An answer as one number, also from a tensor or array of one. Raises `NotYet` for others, with the nudge for several."""
+    try:
+        return float((found.item() if hasattr(found, "item") else found) + 0.0)  # + 0.0: a str is no number
+    except (TypeError, ValueError, RuntimeError):
+        several = f" of shape {tuple(found.shape)}{nudge}" if getattr(found, "shape", ()) else ""
+        raise NotYet(f"{'one' if several else 'a'} number is expected, not {type(found).__name__}{several}") from None
+
+
+def indices(found: Any, below: int, size: int | None = None, of: str = "pictures") -> list[int]:
+    """An answer as indices of things named `of`, in [0, below); `size` of them if that is given. Raises `NotYet` for others."""
+    try:
+        values = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet(f"one list of indices is expected, and this {type(found).__name__} is none") from None
+    if values.size and values.dtype.kind not in "iu":
+        got = "a mask: mask.nonzero().flatten() has them" if values.dtype == bool else f"{type(found).__name__} of {values.dtype}"
+        raise NotYet(f"indices are expected, whole numbers, not {got}")
+    if values.ndim != 1 or size not in (None, len(values)):
+        raise NotYet(f"one row of indices is expected, shape ({size or 'count'},), and you gave shape {values.shape}")
+    if values.size and (values.min() < 0 or values.max() >= below):
+        raise NotYet(f"with {below} {of}, indices lie between 0 and {below - 1}; you gave {values.tolist()}")
+    return values.tolist()
+
+
+def apart(values: list[float]) -> bool:
+    """Whether no two of the values are alike, so that an answer can be told by its value."""
+    return bool(np.diff(sorted(values)).min() > 1e-4)
+
+
 def grade(exercise: str, answer: Any) -> Outcome:
     """The outcome of one exercise, such as "00.1". Raises `KeyError` for an exercise that does not exist."""
     try:
@@ -59,9 +90,8 @@ def grade(exercise: str, answer: Any) -> Outcome:
             raise NotAttempted
         _find(exercise).check(answer)
     except NotAttempted:
-        return Outcome(
-            NOT_ATTEMPTED, f'replace the dots in the cell above, run it, and run this cell again; hint("{exercise}") helps.'
-        )
+        advice = f'replace the dots in the cell above, run it, and run this cell again; hint("{exercise}") helps.'
+        return Outcome(NOT_ATTEMPTED, advice)
     except NotYet as reason:
         return Outcome(NOT_YET, str(reason))
     return Outcome(CORRECT, "")
@@ -95,7 +125,7 @@ def checks_of(lesson: str) -> dict[str, Exercise]:
         raise KeyError(f"there are no exercises for lesson {lesson!r}")
     spec = importlib.util.spec_from_file_location(f"checks_{lesson}", path)
     assert spec is not None and spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.EXERCISES
 

@@ -2,11 +2,16 @@
 
 import ast
 import math
+import pickle
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from course_utils.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, check, checks_of, grade, hint, solution
@@ -243,6 +248,72 @@ def wrong_only(probabilities, labels, count):
     return wrong[own_label(probabilities, labels)[wrong].argsort()][:count]
 
 
+def load_safely(path):
+    try:
+        return load(Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file") from error
+
+
+def load_one_by_one(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        raise ValueError from None
+
+
+def load_or(otherwise, read=load_file, refused=Exception):
+    """An answer to 02.6: what it does with a path that cannot be read."""
+
+    def load_safely(path):
+        try:
+            return read(path)
+        except refused:
+            return otherwise(path)
+
+    return load_safely
+
+
+def refuse(path, error=ValueError):
+    raise error("not a safetensors file")
+
+
+def load_by_ending(endings, otherwise, read=load_safely):
+    """An answer to 02.6 that believes a file's name."""
+    return lambda path: (read if Path(path).suffix in endings else otherwise)(path)
+
+
+def load_by_first_bytes(pickles, otherwise):
+    """An answer to 02.6 that refuses what begins as pickles do."""
+    return lambda path: (refuse if Path(path).read_bytes().startswith(pickles) else otherwise)(path)
+
+
+def unpickle(path):
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+def run_torch(path):
+    return torch.load(path, weights_only=False)
+
+
+def load_in_part(path):
+    """Reads on where the last bytes of a file are missing."""
+    content = Path(path).read_bytes()
+    for missing in range(9):
+        try:
+            return load(content + bytes(missing))
+        except SafetensorError:
+            continue
+    raise ValueError("not a safetensors file")
+
+
+def changed(change):
+    """An answer to 02.6 whose tensors, name and value, are changed."""
+    return lambda path: dict(change(name, value) for name, value in load_safely(path).items())
+
+
 # exercise: answers that are right, in several styles
 RIGHT = {
     "00.1": [
@@ -277,6 +348,7 @@ RIGHT = {
         lambda *a: torch.tensor(precision_recall(*a)),
     ],
     "02.5": [calibration(), calibration_in_loops],
+    "02.6": [load_safely, load_one_by_one, load_or(refuse), load_or(refuse, lambda path: load(Path(path).read_bytes()))],
 }
 # exercise: [(a plausible wrong answer, a word of the reason that must help)]
 WRONG = {
@@ -324,7 +396,7 @@ WRONG = {
         (lambda f, query, k: ranked(cosine_similarity)(f - f.mean(dim=0), query, k), "took the mean off"),
         (ranked(cosine_similarity, mine=math.inf, largest=False), "least similar rows"),
         (lambda *a: ranked(cosine_similarity)(*a).flip(0), "most similar one must come first"),
-        (lambda *a: ranked(cosine_similarity)(*a)[None], "indices are expected, shape ("),
+        (lambda *a: ranked(cosine_similarity)(*a)[None], "one row of indices"),
         (lambda f, query, k: ranked(cosine_similarity)(f, query, k - 1), "you gave shape"),
         (lambda f, query, k: ranked(cosine_similarity)(f, query, k) + len(f), "indices lie between 0 and"),
         (lambda f, query, k: cosine_similarity(f, f[query]).topk(k), "indices are expected, whole numbers"),
@@ -514,6 +586,53 @@ WRONG = {
         (lambda probabilities, labels, bins: "5 %", "a number is expected, not str"),
         (lambda probabilities, labels, bins: None, "a number is expected, not NoneType"),
     ],
+    "02.6": [
+        (lambda path: {}, "you gave an empty dict; the names in it are"),
+        (lambda path: {"weight": torch.ones(3)}, "you gave 'weight'; the names in it are"),
+        (lambda path: None, "you gave NoneType; a dict is expected"),
+        (run_torch, "RAN the code in it. It was a pickle"),
+        (unpickle, "opening weights.safetensors RAN the code in it. It was a pickle"),
+        (load_or(refuse, run_torch), "RAN the code"),
+        (load_or(run_torch), "RAN the code"),
+        (load_by_ending([".safetensors"], run_torch), "opening weights.pt RAN the code"),
+        (load_by_ending([".pt"], load_safely, run_torch), "opening weights.pt RAN the code"),
+        (load_by_first_bytes(b"\x80", load_or(run_torch)), "opening model.pt RAN the code"),
+        (lambda path: torch.load(path, weights_only=True), "torch.load reads such a file by its name, if at all"),
+        (
+            load_or(refuse, torch.load),
+            "torch.load reads such a file by its name, if at all",
+        ),
+        (load_or(lambda path: {}, torch.load), "you gave an empty dict; the names in it are"),
+        (load_by_ending([".safetensors"], refuse), "weights.pt is a good safetensors file"),
+        (load_by_ending([".safetensors"], refuse), "has the same bytes, and you read it: a name says nothing"),
+        (load_by_ending([".safetensors"], torch.load), "has the same bytes, and you read it: a name says nothing"),
+        (load_by_ending([".safetensors", ".pt", ".bin"], refuse), "a name says nothing"),
+        (load_by_ending([".pt"], load_safely, lambda path: {}), "a name says nothing"),
+        (load_file, "a ValueError is asked for, and SafetensorError"),
+        (
+            load_or(lambda path: refuse(path, RuntimeError)),
+            "a ValueError is asked for, and RuntimeError (not a safetensors file)",
+        ),
+        (load_or(torch.load), "a ValueError is asked for, and "),
+        (load_or(lambda path: {}), "weights.safetensors is a pickle. You gave an empty dict"),
+        (load_or(lambda path: None), "You gave None"),
+        (load_or(lambda path: ValueError("no")), "you returned a ValueError: raise it"),
+        (load_or(load_or(refuse, torch.load)), "tensors.pt is a file of torch.save, harmless this time, but not"),
+        (load_by_first_bytes((b"\x80", b"PK"), load_file), "cut.safetensors is a safetensors file cut short; a ValueError"),
+        (load_in_part, "a safetensors file cut short. You gave a dict"),
+        (
+            changed(lambda name, value: (name, value.float())),
+            "came as torch.float32 of shape (3,); in the file it is torch.float16",
+        ),
+        (changed(lambda name, value: (name, value.flatten())), "of shape"),
+        (changed(lambda name, value: (name, torch.zeros_like(value))), "are not those in the file"),
+        (changed(lambda name, value: (name, value.numpy())), "came as ndarray; a tensor is expected"),
+        (changed(lambda name, value: (f"model.{name}", value)), "the names in it are"),
+        (lambda path: list(load_safely(path)), "you gave list; a dict is expected"),
+        (load_or(refuse, lambda path: load(path), SafetensorError), "stopped with"),
+        (lambda path: load(path.read_bytes()), "stopped with AttributeError ('str' object has no attribute 'read_bytes')"),
+        ({}, "a function is expected here, not dict"),
+    ],
 }
 STUBS = {exercise: [..., lambda *arguments: ...] for exercise in RIGHT} | {"01.1": [..., dict.fromkeys(DIFFERS, ...)]}
 
@@ -551,6 +670,14 @@ def test_a_stub_is_not_attempted(exercise, stub):
     assert outcome.status == NOT_ATTEMPTED and f'hint("{exercise}")' in outcome.message
 
 
+def test_what_runs_in_02_6_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert "RAN the code" in grade("02.6", unpickle).message
+    assert grade("02.6", load_safely).status == CORRECT
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_check_prints_one_line(capsys):
     check("00.2", RIGHT["00.2"][0])
     check("00.2", lambda s, t: 0.2)
@@ -566,7 +693,7 @@ def test_a_hint_is_not_the_solution_and_the_solution_is_right(exercise, capsys):
     solution(exercise)
     code = capsys.readouterr().out
     assert len(nudge) > 20 and "return" not in nudge and "<stub>" not in code
-    names: dict = {"torch": torch, "np": np}
+    names: dict = {"torch": torch, "np": np, "Path": Path, "load": load}
     exec(code, names)
     last = ast.parse(code).body[-1]  # the function, or the assignment, that the cell is about
     name = last.name if isinstance(last, ast.FunctionDef) else last.targets[0].id

@@ -29,6 +29,7 @@ ROOMS = [
     "backbones",
     "training",
     "evaluate",
+    "features",
     "evidence",
     "plots",
     "exercises",

@@ -27,9 +27,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass
 class RunState:
-    """How far a run has come. `settings` says which run it is; the rest changes as it goes."""
+    """How far a run has come. `settings` and `trained`, as it began, say which run it is; the rest changes as it goes."""
 
     settings: dict[str, Any]
+    trained: dict[str, str]
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_score: float = float("-inf")
@@ -56,7 +57,6 @@ def save_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "run": asdict(run),
-        "trained": _trained(model, optimizer),
         "random": _random_state(),
     }
     buffer = io.BytesIO()
@@ -82,7 +82,7 @@ def load_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
     for what, there, here in (
         ("run", stored.settings, run.settings),
         ("model", _shapes(content["model"]), _shapes(model.state_dict())),
-        ("choice of trained parameters", content["trained"], _trained(model, optimizer)),
+        ("choice of trained parameters", stored.trained, run.trained),
     ):
         was = [f"{name} = {there.get(name)}, not {here.get(name)}" for name in there | here if there.get(name) != here.get(name)]
         if was:
@@ -122,9 +122,10 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, str]:
     return {name: f"{value.dtype} {tuple(value.shape)}" for name, value in state.items()}
 
 
-def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """The optimizer's group of every parameter. Their numbers alone can agree by chance."""
-    group_of = {id(one): f"group {number}" for number, group in enumerate(optimizer.param_groups, 1) for one in group["params"]}
+def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """The optimizer's group of every parameter that is not frozen. Their numbers alone can agree by chance."""
+    groups = enumerate(optimizer.param_groups, 1)
+    group_of = {id(one): f"group {number}" for number, group in groups for one in group["params"] if one.requires_grad}
     return {name: group_of.get(id(parameter), "frozen") for name, parameter in model.named_parameters()}
 
 

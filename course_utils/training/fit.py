@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from course_utils.data.batches import Batches
-from course_utils.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from course_utils.training.checkpoint import RunState, load_checkpoint, save_checkpoint, trained_parameters
+from course_utils.training.freezing import Unfreezing, train_mode
 from course_utils.training.optimizers import OptimizerRecipe, Schedule, adamw, one_cycle
 from course_utils.training.steps import Step, supervised
 
@@ -28,6 +29,7 @@ def fit(
     epochs: int = 1,
     optimizer: OptimizerRecipe | None = None,
     schedule: Schedule | None = None,
+    unfreeze: Unfreezing | None = None,
     validate: Callable[[nn.Module], float] | None = None,
     patience: int | None = None,
     precision: str = "float32",
@@ -37,11 +39,12 @@ def fit(
     """Train `model` in place and return its history, one row an epoch.
 
     step: what a batch costs, as a dict of losses whose sum is minimised. optimizer, schedule: AdamW and one cycle if
-    not given. validate: a score of the model, higher is better, taken after every epoch on *validation* data; with
-    `patience`, training stops after that many epochs without a better score, and the best weights are put back.
-    precision: "float32", "bfloat16" or "float16" (autocast around the step; float16 with a gradient scaler). clip: the
-    largest norm of the gradient. checkpoint: a file that is written after every epoch; a run that finds it goes on
-    from there and ends with the weights that it would have had.
+    not given. unfreeze: called with the model and the number of each epoch, from 0 on, before the epoch: it says which
+    parameters learn in it. What is frozen stays in evaluation mode. validate: a score of the model, higher is better,
+    taken after every epoch on *validation* data; with `patience`, training stops after that many epochs without a better
+    score, and the best weights are put back. precision: "float32", "bfloat16" or "float16" (autocast around the step;
+    float16 with a gradient scaler). clip: the largest norm of the gradient. checkpoint: a file that is written after every
+    epoch; a run that finds it goes on from there and ends with the weights that it would have had.
 
     The history holds epoch, the mean of each loss, the score under `validation`, the rate of the first group and
     the seconds of the epoch.
@@ -52,6 +55,8 @@ def fit(
     _check_settings(epochs, validate, patience, precision, clip)
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
+    if unfreeze is not None:
+        unfreeze(model, 0)
     optim = (optimizer or adamw())(model)
     rates = [group["lr"] for group in optim.param_groups]
     factor = schedule or one_cycle()
@@ -66,11 +71,14 @@ def fit(
             **{name: getattr(batches, name, None) for name in ("seed", "size", "data")},
             "model": getattr(getattr(model, "backbone", None), "name", type(model).__name__),
             "optimizer": type(optim).__name__,
+            **{name: optim.defaults.get(name) for name in ("weight_decay", "momentum", "betas")},
+            "schedule": [factor(progress) for progress in (0.1, 0.5, 0.9)],
             "lr": rates,
             "precision": precision,
             "clip": clip,
             "patience": patience,
-        }
+        },
+        trained_parameters(model, optim),
     )
     if checkpoint is not None:
         run = load_checkpoint(checkpoint, run, model, optim, scaler)
@@ -79,7 +87,9 @@ def fit(
         if _has_stopped(run, patience):
             break
         started = time.perf_counter()
-        model.train()
+        if unfreeze is not None:
+            unfreeze(model, epoch)
+        train_mode(model)
         sums: dict[str, Tensor] = {}
         bar = tqdm(batches.epoch(epoch), desc=f"epoch {epoch + 1}/{epochs}", total=len(batches), leave=False)
         for number, batch in enumerate(bar):

@@ -6,33 +6,41 @@ rate and a head with a large one keep their proportion.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 
-OptimizerRecipe = Callable[[nn.Module], torch.optim.Optimizer]
+from course_utils.backbones import Classifier
+from course_utils.training.freezing import stages
+
+OptimizerRecipe = Callable[[Any], torch.optim.Optimizer]
 Schedule = Callable[[float], float]
 
 
-def _groups(model: nn.Module, lr: float, head_lr: float | None) -> list[dict]:
-    """Trainable parameters, the head's in a group of their own where it has a rate of its own."""
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if head_lr is None:
-        return [{"params": list(trainable.values()), "lr": lr}]
-    head = [parameter for name, parameter in trainable.items() if name.startswith("head.")]
-    body = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
-    groups: list[dict] = [{"params": body, "lr": lr}, {"params": head, "lr": head_lr}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(model: Classifier, lr: float, head_lr: float | None = None, factor: float = 1.0) -> list[dict]:
+    """Every parameter in a group with its rate: the head, and the stages of the backbone from input to output.
+
+    The last stage has the rate `lr`, each one below it a `factor` less (discriminative rates: Howard and Ruder 2018 take
+    2.6); the head has `head_lr`, or else `lr`. What is frozen has its place too, so that it can be unfrozen later: an
+    optimizer passes over parameters without a gradient.
+    """
+    if head_lr is None and factor == 1:
+        return [{"params": list(model.parameters()), "lr": lr}]
+    parts = stages(model.backbone) if factor != 1 else [model.backbone]
+    rates = [lr / factor**depth for depth in reversed(range(len(parts)))]
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in zip(parts, rates, strict=True)]
+    return [*groups, {"params": list(model.head.parameters()), "lr": lr if head_lr is None else head_lr}]
 
 
-def adamw(lr: float = 2e-3, head_lr: float | None = None, weight_decay: float = 0.01) -> OptimizerRecipe:
-    """AdamW (Loshchilov and Hutter 2019); `head_lr` is the rate of `model.head`, where it differs."""
-    return lambda model: torch.optim.AdamW(_groups(model, lr, head_lr), weight_decay=weight_decay)
+def adamw(lr: float = 2e-3, head_lr: float | None = None, weight_decay: float = 0.01, factor: float = 1.0) -> OptimizerRecipe:
+    """AdamW (Loshchilov and Hutter 2019). `head_lr` and `factor`: see `parameter_groups`."""
+    return lambda model: torch.optim.AdamW(parameter_groups(model, lr, head_lr, factor), weight_decay=weight_decay)
 
 
 def sgd(lr: float = 0.1, head_lr: float | None = None, momentum: float = 0.9, weight_decay: float = 5e-4) -> OptimizerRecipe:
-    """Stochastic gradient descent with Nesterov momentum."""
-    return lambda model: torch.optim.SGD(_groups(model, lr, head_lr), momentum=momentum, weight_decay=weight_decay, nesterov=True)
+    """Stochastic gradient descent with Nesterov momentum. `head_lr`: see `parameter_groups`."""
+    settings: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": True}
+    return lambda model: torch.optim.SGD(parameter_groups(model, lr, head_lr), **settings)
 
 
 def one_cycle(warmup: float = 0.25) -> Schedule:

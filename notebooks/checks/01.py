@@ -2,14 +2,13 @@
 
 import math
 import random
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from course_utils.exercises import Exercise, NotAttempted, NotYet, call
+from course_utils.exercises import Exercise, NotAttempted, NotYet, apart, call, indices, number
 
 # situation: (what differs, the question that a wrong answer is sent back with)
 SITUATIONS = {
@@ -55,35 +54,6 @@ def what_differs(answer) -> None:
             raise NotYet(f"{situation!r}: you say {found}; {question}")
 
 
-def number(found) -> float:
-    """An answer as one number."""
-    if isinstance(found, torch.Tensor | np.ndarray) and math.prod(found.shape) != 1:
-        raise NotYet(f"one number is expected, not an array of shape {tuple(found.shape)}: average over the pictures")
-    try:
-        if isinstance(found, str):
-            raise TypeError
-        return float(found.detach() if isinstance(found, torch.Tensor) else found)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"a number is expected, not {type(found).__name__}") from None
-
-
-def indices(found, size: int, below: int) -> list[int]:
-    """An answer as `size` indices of rows, each smaller than `below`."""
-    try:
-        values = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"one list of {size} indices is expected, and this {type(found).__name__} is none") from None
-    if values.dtype == bool:
-        raise NotYet("indices are expected, not a mask of True and False")
-    if values.size and values.dtype.kind not in "iu":
-        raise NotYet(f"indices are expected, whole numbers, not {type(found).__name__} of {values.dtype}")
-    if values.shape != (size,):
-        raise NotYet(f"{size} indices are expected, shape ({size},), and you gave shape {values.shape}")
-    if values.min() < 0 or values.max() >= below:
-        raise NotYet(f"with {below} rows, indices lie between 0 and {below - 1}; you gave {values.tolist()}")
-    return values.tolist()
-
-
 def similarities(features: torch.Tensor) -> dict[str, torch.Tensor]:
     """Similarity of every row with every other, float (n, n): by cosine under "", then mistaken ones by their reasons."""
     rows = features.double()
@@ -114,7 +84,7 @@ def nearest(answer) -> None:
             told_apart = {tuple(rows[:k]) for rows in [expected, expected[::-1], *ranked.values()]}
             if distinct and len(told_apart) == 1 + len(scores):
                 break
-        found = indices(call(answer, features.clone(), query, k), k, count)
+        found = indices(call(answer, features.clone(), query, k), count, k, "rows")
         if found == expected:
             continue
         if query in found:
@@ -132,11 +102,6 @@ def nearest(answer) -> None:
             f"for row {query} and k = {k} you gave {found}; in place {place} stands row {a} with a similarity "
             f"of {scores[''][a]:.3f}, where row {b} with {scores[''][b]:.3f} belongs"
         )
-
-
-def apart(values: list[float]) -> bool:
-    """Whether no two of the values are alike, so that an answer can be told by its value."""
-    return min(b - a for a, b in pairwise(sorted(values))) > 1e-4
 
 
 def neighbour_accuracy(answer) -> None:
@@ -162,7 +127,7 @@ def neighbour_accuracy(answer) -> None:
             distinct = (best[:, 0] - best[:, 1]).min() > 1e-5 and 0.2 < expected < 0.95
             if distinct and apart([expected, *shares.values()]):
                 break
-        value = number(call(answer, features.clone(), labels.clone()))
+        value = number(call(answer, features.clone(), labels.clone()), ": average over the pictures")
         if math.isclose(value, expected, abs_tol=1e-5):
             continue
         for reason, share in reversed(shares.items()):

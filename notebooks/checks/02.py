@@ -1,45 +1,22 @@
 """Checks of lesson 02."""
 
 import copy
+import io
 import math
+import os
+import pickle
 import random
-from itertools import pairwise
+import tempfile
+import traceback
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from course_utils.exercises import Exercise, NotYet, call
-
-
-def number(found) -> float:
-    """An answer as one number."""
-    if isinstance(found, torch.Tensor | np.ndarray) and math.prod(found.shape) != 1:
-        raise NotYet(f"one number is expected, not an array of shape {tuple(found.shape)}")
-    try:
-        if isinstance(found, str):
-            raise TypeError
-        return float(found.detach() if isinstance(found, torch.Tensor) else found)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"a number is expected, not {type(found).__name__}") from None
-
-
-def indices(found, below: int) -> list[int]:
-    """An answer as a list of indices of pictures, each smaller than `below`."""
-    try:
-        values = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found)
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"one list of indices is expected, and this {type(found).__name__} is none") from None
-    if values.dtype == bool:
-        raise NotYet("indices are expected, not a mask of True and False: mask.nonzero().flatten() has them")
-    if values.size and values.dtype.kind not in "iu":
-        raise NotYet(f"indices are expected, whole numbers, not {type(found).__name__} of {values.dtype}")
-    if values.ndim != 1:
-        raise NotYet(f"one row of indices is expected, shape (count,), and you gave shape {values.shape}")
-    if values.size and (values.min() < 0 or values.max() >= below):
-        raise NotYet(f"with {below} pictures, indices lie between 0 and {below - 1}; you gave {values.tolist()}")
-    return values.tolist()
+from course_utils.exercises import Exercise, NotYet, apart, call, indices, number
 
 
 def pair(found, what: str) -> tuple:
@@ -284,11 +261,6 @@ def shares(predicted, labels, positive) -> tuple[float, float]:
     return tuple(hits / max(1, int((values == positive).sum())) for values in (predicted, labels))
 
 
-def apart(values: list[float]) -> bool:
-    """Whether no two of the values are alike, so that an answer can be told by its value."""
-    return min(b - a for a, b in pairwise(sorted(values))) > 1e-4
-
-
 def expected_calibration_error(answer) -> None:
     for _ in range(5):
         while True:  # until no confidence lies on an edge of a bin, and every mistake shows
@@ -339,6 +311,119 @@ def in_bins(confidence, right, bins: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([inside.double().mean() for inside in members if inside.any()]), torch.stack(gaps)
 
 
+class Stranger:
+    """Where it is unpickled, code runs: it makes the folder `mark`, and no more."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.makedirs, (str(self.mark), 0o777, True)
+
+
+def saved(content) -> bytes:
+    """What torch.save writes."""
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def opened(answer, path: Path) -> tuple:
+    """What an answer returns for a file, and the exception that it raised."""
+    try:
+        return call(answer, str(path)), None
+    except NotYet as reason:
+        if reason.__cause__ is None:  # it is no function
+            raise
+        return None, reason.__cause__
+
+
+def differs(found, tensors: dict[str, torch.Tensor]) -> str:
+    """What is wrong with the tensors that were read; nothing where they are those of the file."""
+    if not isinstance(found, dict):
+        return f"you gave {type(found).__name__}; a dict is expected, name to tensor"
+    if found.keys() != tensors.keys():
+        names = ", ".join(map(repr, found)) if found else "an empty dict"
+        return f"you gave {names}; the names in it are {', '.join(map(repr, tensors))}"
+    for name, value in tensors.items():
+        if not isinstance(found[name], torch.Tensor):
+            return f"{name!r} came as {type(found[name]).__name__}; a tensor is expected"
+        mine, its = ((t.dtype, tuple(t.shape)) for t in (found[name], value))
+        if mine != its:
+            return f"{name!r} came as {mine[0]} of shape {mine[1]}; in the file it is {its[0]} of shape {its[1]}"
+        if not torch.equal(found[name].cpu(), value):
+            return f"the numbers of {name!r} are not those in the file"
+    return ""
+
+
+def in_a_line(error: Exception) -> str:
+    """An exception's kind and the beginning of what it says."""
+    first = str(error).partition("\n")[0][:120]
+    return type(error).__name__ + (f" ({first})" if first else "")
+
+
+def by_torch(error: BaseException | None) -> bool:
+    """Whether torch.load raised an exception, or the one in whose handling it was raised."""
+    if error is None:
+        return False
+    names = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "torch.serialization" in names or by_torch(error.__context__)
+
+
+def load_safely(answer) -> None:
+    layers = random.sample(range(100), random.randint(2, 4))
+    tensors = {f"{n}.weight": torch.randn(random.randint(2, 5), random.randint(2, 5)) for n in layers}
+    tensors |= {f"{layers[0]}.bias": torch.randn(3).half(), "steps": torch.tensor(random.randint(1, 999))}
+    whole = save(tensors, metadata={"format": "pt"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        mark = Path(folder) / "ran"
+        code = {"weight": Stranger(mark)}
+        name = str(random.randrange(10**6))
+        files = [  # name, content, and what it is if it is not good
+            (f"{name}.safetensors", whole, ""),
+            ("weights.pt", whole, ""),
+            (name, whole, ""),
+            ("weights.safetensors", pickle.dumps(code, protocol=2), "a pickle"),
+            ("weights.pt", pickle.dumps(code, protocol=2), "a pickle"),
+            ("model.pt", saved(code), "a file of torch.save, which holds a pickle"),
+            ("tensors.pt", saved(tensors), "a file of torch.save, harmless this time, but not a safetensors file"),
+            ("cut.safetensors", whole[: -random.randint(1, 8)], "a safetensors file cut short"),
+        ]
+        good, bad = {}, []
+        for number, (name, content, what) in enumerate(files):
+            path = Path(folder) / str(number) / name
+            path.parent.mkdir()
+            path.write_bytes(content)
+            found, error = opened(answer, path)
+            if mark.exists():
+                raise NotYet(
+                    f"opening {name} RAN the code in it. It was {what}; pickle.load and torch.load(weights_only=False) do what "
+                    "such a file says, load from safetensors.torch reads numbers and nothing else"
+                )
+            if what:
+                bad.append((name, what, found, error))
+            else:
+                good[name] = (f"your function stopped with {in_a_line(error)}" if error else differs(found, tensors)), error
+    # only now, since code that ran is the worst of all
+    for name, (problem, error) in good.items():
+        if not problem:
+            continue
+        more = [f"; {other} has the same bytes, and you read it: a name says nothing" for other in good if not good[other][0]][:1]
+        if by_torch(error):
+            more.append("; torch.load reads such a file by its name, if at all, load from safetensors.torch by its bytes")
+        raise NotYet(f"{name} is a good safetensors file, and {problem}{''.join(more)}")
+    for name, what, found, error in bad:
+        if isinstance(found, Exception):
+            raise NotYet(f"{name} is {what}, and you returned a {type(found).__name__}: raise it")
+        if error is None:
+            empty = isinstance(found, dict) and not found
+            gave = "None" if found is None else "an empty dict" if empty else f"a {type(found).__name__}"
+            raise NotYet(f"{name} is {what}. You gave {gave}, and whoever called goes on with it; raise ValueError")
+        if not isinstance(error, ValueError):
+            more = "; a SafetensorError is none: catch it" if type(error).__name__ == "SafetensorError" else ""
+            raise NotYet(f"{name} is {what}; a ValueError is asked for, and {in_a_line(error)} came{more}")
+
+
 EXERCISES = {
     "02.1": Exercise(
         most_suspicious,
@@ -364,5 +449,10 @@ EXERCISES = {
         expected_calibration_error,
         "probabilities.max(dim=1) gives confidence and prediction. For each bin, the pictures inside have a mean confidence "
         "and an accuracy; weight the distance of the two by the bin's share of all pictures. Skip empty bins.",
+    ),
+    "02.6": Exercise(
+        load_safely,
+        "load takes the bytes of a file, whatever its name, and runs nothing. What is no safetensors file it refuses with an "
+        "exception of its own, SafetensorError. Is that a ValueError?",
     ),
 }

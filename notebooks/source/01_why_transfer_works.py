@@ -4,8 +4,8 @@
 # A network that has learned printed letters learns handwritten digits sooner. Why should it? And would it also learn
 # textures, or faces, sooner? Or could what it knows stand in its way?
 #
-# Below are four rows of pictures: one source task and three targets. Look at them and guess, before anything is computed, for
-# which target the letters will help most.
+# Below are rows of pictures: a source task first, if the profile shows one, then the targets. Look at them and guess, before
+# anything is computed, for which target the source will help most.
 
 # %% tags=["parameters"]
 PROFILE: str = "embedded"  # [embedded | imagenet] the world; the second needs a network
@@ -16,6 +16,8 @@ LABELS: int = 5  # labels a class in the live runs
 STEPS: int = 120  # training steps in the live runs; stored runs take 200
 
 # %% tags=["setup"]
+from functools import cache
+
 import matplotlib.pyplot as plt
 import numpy as np
 import skimage.data
@@ -39,7 +41,8 @@ claims = Claims("01_why_transfer_works", OUT)
 
 # %% [markdown]
 # Three targets of the embedded world, cut from what pip has installed. They differ in how far they are from letters: digits
-# are other symbols; textures have no symbols at all; faces are photographs of things.
+# are other symbols; textures have no symbols at all; faces are things. (What is "not a face" are pieces of background, cut from the same kind
+# of photographs as the faces.)
 
 # %% tags=["evidence"]
 TEXTURES = ("brick", "grass", "gravel")
@@ -83,6 +86,7 @@ def faces(split):
     return stack(drawn, ("other", "face"))
 
 
+@cache
 def load_task(task, split):
     """A target task of the embedded world."""
     if task == "textures":
@@ -118,13 +122,14 @@ show(
 #
 # $$g = a_T(\text{with source}) - a_T(\text{without}).$$
 #
-# Transfer *helps* where $g > 0$, *does nothing* where $g$ cannot be told from zero, and is **negative transfer** where $g < 0$.
+# Transfer *helps* where $g > 0$, and is **negative transfer** where $g < 0$. Where the interval of $g$ holds zero and is narrow, it
+# *does nothing* that matters; where it holds zero and is wide, we cannot tell.
 #
 # | situation | $p(x)$ | $\mathcal{Y}$ | what differs |
 # |---|---|---|---|
-# | letters on photographs → digits on photographs | differs | differs | domain and task |
-# | plain digits → digits on photographs | differs | same | domain |
-# | photographs of pets: cat or dog → which breed | same | differs | task |
+# | fruit in a studio → the same fruit through a telephone | differs | same | domain |
+# | birds: which species → the same photographs: sitting or flying | same | differs | task |
+# | photographs of cars → drawings of houses | differs | differs | domain and task |
 #
 # Some words in popular articles do not hold. Here is what to say instead.
 #
@@ -139,18 +144,22 @@ show(
 # ## What the layers know
 #
 # A network is a chain of layers. Each turns its input into **feature maps**: pictures of where something was found. The
-# pictures get smaller along the way, and the number of maps grows. We take the last maps before each halving.
+# pictures get smaller along the way, and the number of maps grows. Of each size we take the last maps before they are made
+# smaller.
 #
 # **Predict.** What will the first filters of a trained network look like, beside those of a network that has learned nothing?
 
 
 # %%
+POOLING = (torch.nn.MaxPool2d, torch.nn.AdaptiveAvgPool2d)
+
+
 def maps_by_side(backbone, pictures):
     """The last feature maps of each size, {side: (n, channels, side, side)}, of transformed pictures."""
     maps, hooks = {}, []
 
     def keep(module, inputs, output):
-        if output.dim() == 4:
+        if output.dim() == 4 and not isinstance(module, POOLING):
             maps[output.shape[-1]] = output
 
     for module in backbone.modules():
@@ -179,11 +188,11 @@ for row, (name, network) in zip(axes, networks.items(), strict=True):
 show(figure, alt="First filters: the trained ones show edges and blobs, the random ones noise.")
 
 # %% [markdown]
-# **Explain.** The trained filters are edges, bars and blots of colour; the random ones are noise. Edges and colours are of use for
-# almost any picture. That is the first reason why transfer works: early layers know little about the task and much about
-# pictures.
+# **Explain.** Nine pixels are little room. Yet many trained filters have a light and a dark side, and answer to an edge, or they are of
+# one colour, and answer to that. The random ones are noise. (In the `imagenet` profile the filters are larger, and it is plainer to
+# see.) Edges and colours are of use for almost any picture: early layers know little about the task and much about pictures.
 #
-# Further up, the maps answer to larger and stranger things. Here is one picture on its way through the trained network.
+# Further up, the maps answer to larger things. Here is one picture on its way through the trained network.
 
 # %%
 one = networks["trained"].transform(test[0][0][None].to(device))
@@ -213,14 +222,12 @@ show(figure, alt="Feature maps of one picture: outlines first, then ever coarser
 
 
 # %%
-side_of = profile.side or 224
-
-
 def features_by_side(backbone, pictures):
     """Maps averaged over their pixels, {side: (n, channels)}, for uint8 pictures."""
-    parts = []
-    for chunk in pictures.split(1600 // side_of):  # large pictures, large maps: fewer at a time
-        maps = maps_by_side(backbone, backbone.transform(chunk.to(device)))
+    parts, size = [], 1600 // (profile.side or 224)  # large pictures, large maps: fewer at a time
+    for first in range(0, len(pictures), size):
+        chunk = [backbone.transform(picture) for picture in pictures[first : first + size]]
+        maps = maps_by_side(backbone, torch.stack(chunk).to(device))
         parts.append({side: values.mean(dim=(2, 3)).cpu() for side, values in maps.items()})
     return {side: torch.cat([part[side] for part in parts]) for side in parts[0]}
 
@@ -233,11 +240,8 @@ def neighbours(features):
     )
 
 
-some = valid.subset(range(min(300, len(valid))))
-square = torch.nn.functional.adaptive_avg_pool2d
-looked_at = torch.stack(
-    [square(some[i][0].float(), side_of).to(torch.uint8) for i in range(len(some))]
-)
+some = valid.subset(np.random.default_rng(SEED).permutation(len(valid))[:300])
+looked_at = [some[i][0] for i in range(len(some))]
 ranked = {name: {} for name in networks}
 for name, network in networks.items():
     for side, values in features_by_side(network, looked_at).items():
@@ -269,19 +273,20 @@ deep, shallow = agrees(ranked["trained"][sides[-1]]), agrees(ranked["trained"][s
 claims(
     "In the trained network, the last maps' neighbours agree more than the first maps'",
     compare([deep], [shallow], [SEED]),
-    rule="low > 0.2",
+    rule="low > 0.1",
 )
 claims(
     "At the last maps, the trained network's neighbours agree more than a random network's",
     compare([deep], [agrees(ranked["random"][sides[-1]])], [SEED]),
-    rule="low > 0.2",
+    rule="low > 0.1",
 )
 
 # %% [markdown]
-# **Explain.** Neighbours at the first maps are pictures of similar colours. At the last maps they are pictures of the same digit,
-# though the network was never told what a digit is: letters taught it strokes. A random network has no such order.
+# **Explain.** At the last maps, neighbours are often of the same class, though the network was never told what these classes are: what
+# its source asked of it is of use here too. At the first maps that is rare. In the random network it is rare to the end.
 #
-# Move through the layers yourself. On the left stand three pictures, beside them their nearest neighbours.
+# And what do neighbours at the first maps have in common? Move through the layers yourself. On the left stand three pictures, beside
+# them their nearest neighbours.
 
 
 # %%
@@ -311,20 +316,21 @@ chooser("maps of side", sides, neighbours_at)
 # | scratch | nothing | – |
 # | near | 52 letters, half of them blended as MNIST-M is | 40,000 pictures with labels |
 # | far | 52 letters, opaque | 40,000 pictures with labels |
-# | photos | to find two views of one photo patch | 30,000 patches without labels |
+# | photos | to find, among many, the other view of a photo patch | 30,000 patches without labels |
 # | shuffled | the near letters' labels, dealt out anew at random | the same pictures as near |
 #
-# The last one is a control. It saw every picture that *near* saw, for as many steps; only what it was told makes no sense.
+# The last one is a control. It saw every picture that *near* saw, for as many steps; only what it was told makes no sense. (*Photos*
+# was trained for a third as many epochs as the others. It shows what such a source brings here, not the best of its kind.)
 #
-# Each start gets its own learning rate for each target, searched on validation pictures over the same grid, with seeds of
-# its own. That is what "the same care" means, and `python tools/tune.py 01` repeats it.
+# Each start gets its own learning rate for each target: six rates, two seeds that are used for nothing else, validation pictures.
+# That is what "the same care" means, and `python tools/tune.py 01` repeats it.
 
 # %% tags=["evidence"]
 STARTS = ("scratch", "near", "far", "photos", "shuffled")
 RECIPES = {
-    "digits": {"scratch": 1e-2, "near": 1e-3, "far": 1e-3, "photos": 3e-2, "shuffled": 3e-3},
-    "textures": {"scratch": 3e-3, "near": 3e-3, "far": 3e-3, "photos": 1e-2, "shuffled": 3e-2},
-    "faces": {"scratch": 1e-2, "near": 3e-3, "far": 3e-3, "photos": 3e-3, "shuffled": 1e-2},
+    "digits": {"scratch": 3e-2, "near": 3e-4, "far": 1e-3, "photos": 1e-1, "shuffled": 1e-1},
+    "textures": {"scratch": 3e-3, "near": 3e-3, "far": 3e-3, "photos": 1e-1, "shuffled": 3e-2},
+    "faces": {"scratch": 3e-4, "near": 1e-3, "far": 1e-3, "photos": 1e-2, "shuffled": 1e-2},
 }
 
 
@@ -352,8 +358,8 @@ def trained_from(start, task, seed, lr=None):
 GRID = {
     "task": ("digits", "textures", "faces"),
     "start": STARTS,
-    "lr": (1e-3, 3e-3, 1e-2, 3e-2),
-    "seed": (900,),  # never used for a result
+    "lr": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "seed": (900, 901),  # never used for a result
 }
 
 
@@ -535,7 +541,7 @@ except AssertionError as error:
 # %% [markdown]
 # ## A map of the field
 #
-# What you have, and what you may assume, decides which part of the field is yours.
+# Which part of the field is yours? It depends on what you have, and on what you may assume.
 #
 # | you have | and you assume | then it is called | lessons |
 # |---|---|---|---|
@@ -545,7 +551,7 @@ except AssertionError as error:
 # | very few labels a class, many earlier tasks | tasks resemble each other | **few-shot learning**, **meta-learning** | 00 and 05 touch them |
 # | a large network that is good, a small one that should be | the large one's doubts are informative | **distillation** | 07, 13 |
 #
-# Lesson 10 is about a false friend, adversarial *robustness*. Lessons 11 to 13 make training faster and models smaller. Lesson 02, before
+# Lesson 10 is about adversarial *robustness*, which only sounds like a relative. Lessons 11 to 13 make training faster and models smaller. Lesson 02, before
 # all of them, asks how you know that a number is true.
 
 # %% [markdown]

@@ -18,6 +18,7 @@ STEPS: int = 120  # training steps in the live runs; stored runs take 200
 # %% tags=["setup"]
 import io
 import pickle
+import shutil
 import struct
 import time
 import zlib
@@ -29,7 +30,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from sklearn.model_selection import GroupShuffleSplit, cross_val_predict, train_test_split
@@ -101,20 +102,23 @@ def make_folder(home):
 
 
 folder = Path(OUT) / "folder"
+shutil.rmtree(folder, ignore_errors=True)
 make_folder(folder)
 report = examine(sorted(folder.rglob("*.*")))
 report["file"] = [f"{path.parent.name}/{path.name}" for path in report["file"]]
 show_table(report[["file", "width", "height", "reason"]])
 
 # %% [markdown]
-# **Explain.** Five files are set aside or worth a look. *empty*, *cut* and *text* cannot be read. *huge* says in its first bytes
-# that it has 400 million pixels; it is refused before any is decoded, since a few bytes of PNG can unfold into more memory than you have. *cmyk*
-# and *turned* are read right: colours become RGB, and the picture is turned as the camera was held. That is *conversion*, and it belongs in one
-# place: `read_picture` always gives RGB, uint8, `(3, height, width)`.
+# **Explain.** Four files cannot be used. *empty*, *cut* and *text* hold no whole picture. *huge* says in its first bytes that it has
+# 400 million pixels; it is refused before any of them is decoded, since a few bytes of PNG can unfold into more memory than
+# you have. *cmyk* and *turned* are read right: colours become RGB, and the picture is turned as the camera was held. That is
+# *conversion*, and it belongs in one place: `read_picture` always gives RGB, uint8, `(3, height, width)`.
 #
-# What it cannot know is that two files show the same picture. *again* has the same pixels as another file, so the same **digest** finds
-# it. *resaved* went through JPEG: its pixels differ, and only a blurred look finds it. A **difference hash** is such a look: shrink to 9 × 8
-# grey pixels and note which neighbours get darker. Equal pictures differ in few of the 64 bits, others in about half.
+# What it cannot know is that two files show the same picture. *again* has the same pixels as another file. The report also has
+# a **digest** of each picture, a short number computed from its pixels; equal pixels give equal digests, and that finds it. *resaved*
+# went through JPEG: its pixels differ a little, and only a blurred look finds it. A **difference hash** is such a look: shrink to
+# 9 × 8 grey pixels, and note for each pixel whether its right neighbour is darker. Pictures that look the same differ in few of these
+# 64 bits, others in about half.
 
 
 # %%
@@ -125,18 +129,33 @@ def difference_hash(picture):
     return (values[:, 1:] < values[:, :-1]).ravel()
 
 
-readable = report[report["reason"] == ""].reset_index(drop=True)
-hashes = np.stack([difference_hash(read_picture(folder / file)) for file in readable["file"]])
-distance = (hashes[:, None] != hashes[None]).sum(axis=2)
-twins = [(i, j) for i, j in np.argwhere(distance <= 8) if i < j]
-for i, j in twins:
-    same = "same pixels" if readable["digest"][i] == readable["digest"][j] else "near duplicate"
-    print(
-        f"{readable['file'][i]} and {readable['file'][j]}: {same}, {distance[i, j]} of 64 bits"
-    )
+aside = dict(report.loc[report["reason"] != "", ["file", "reason"]].to_numpy())
+looks = {}  # file: its digest and its hash
+for file, digest in report.loc[report["reason"] == "", ["file", "digest"]].to_numpy():
+    bits = difference_hash(read_picture(folder / file))
+    for earlier, (its_digest, its_bits) in looks.items():
+        if digest == its_digest:
+            aside[file] = f"the same pixels as {earlier}"
+        elif (bits != its_bits).sum() <= 8:
+            aside[file] = f"a near duplicate of {earlier}: {(bits != its_bits).sum()} of 64 bits differ"
+    if file not in aside:
+        looks[file] = digest, bits
+for file in aside:
+    (Path(OUT) / "set_aside" / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).replace(Path(OUT) / "set_aside" / file)
+show_table(pd.DataFrame(aside.items(), columns=["set aside", "because"]))
+clean = picture_folder(folder)
+print(f"{len(clean)} pictures of {len(clean.classes)} classes are left")
+right = np.array([(file in aside) != Path(file).stem.isdigit() for file in report["file"]])
+claims(
+    "Set aside are the files that we planted, and no other",
+    estimate([right], [SEED], "share of decisions"),
+    rule="value >= 1",
+)
 
 # %% [markdown]
-# The CMYK and the turned file turn up as twins of the files that they were made of: they were read right.
+# The CMYK and the turned file turn up as duplicates of the files that they were made of: they were read right. Nothing was deleted.
+# What is set aside can be looked at, and a report says why it is there.
 #
 # ### Labels that are wrong
 #
@@ -144,7 +163,8 @@ for i, j in twins:
 # the label improbable, look (Northcutt, Jiang and Chuang 2021). Two things matter: the opinion must be **out of fold**, from a model
 # that never saw this label; and a person decides, not the model.
 #
-# We plant wrong labels on one picture in twenty and let a linear probe on frozen features look for them.
+# We plant wrong labels on one picture in twenty and let a **linear probe** look for them: a logistic regression on the features of
+# a backbone that is not trained further. Lesson 03 is about it.
 #
 # **Predict.** You have time to look at a tenth of the pictures. How many of the wrong labels will be among them?
 
@@ -153,12 +173,9 @@ for i, j in twins:
 backbone = load_backbone(profile.backbones["resnet"]).to(device).eval()
 
 
-@torch.inference_mode()
 def features_of(pictures):
-    """Frozen features, numpy (n, width), of a list of pictures or of a split."""
-    chunks = [range(i, min(i + 100, len(pictures))) for i in range(0, len(pictures), 100)]
-    stacked = (torch.stack([backbone.transform(pictures[i][0]) for i in c]) for c in chunks)
-    return np.concatenate([backbone(chunk.to(device)).cpu().numpy() for chunk in stacked])
+    """Frozen features, numpy (n, width): what `predict` gives of a backbone without a head."""
+    return predict(backbone, pictures).numpy()
 
 
 def probe():
@@ -173,13 +190,13 @@ def planted_and_found(seed):
     rng = np.random.default_rng(seed)
     wrong = rng.choice(len(labels), max(2, len(labels) // 20), replace=False)
     labels[wrong] = (labels[wrong] + rng.integers(1, classes, len(wrong))) % classes
-    folds = min(5, LABELS)
+    folds = max(2, min(5, LABELS))
     opinion = cross_val_predict(
         probe(), features_of(pictures), labels, cv=folds, method="predict_proba"
     )
     columns = np.searchsorted(np.unique(labels), labels)  # a class may have lost all its labels
     suspicious = opinion[np.arange(len(labels)), columns].argsort()
-    return np.isin(wrong, suspicious[: max(2, len(labels) // 10)])
+    return np.isin(wrong, suspicious[: max(2, len(labels) // 10)]).mean(keepdims=True)
 
 
 seeds = list(range(SEED, SEED + 5))
@@ -193,7 +210,7 @@ claims(
 # %% [markdown]
 # ## Augmentation, and a flip that harms
 #
-# **Augmentation** shows the network changed copies of a picture: turned, moved, in other colours. Each change is a
+# **Augmentation** shows the network changed copies of a picture: turned, cropped, in other colours. Each change is a
 # promise: *the label stays the same*. A turn by ten degrees keeps a 7 a 7. What about a mirror?
 #
 # **Predict.** Which digits still mean the same in a mirror? Will flips help or harm?
@@ -202,7 +219,8 @@ claims(
 STILL = {"rotate": 0, "scale": 0, "shear": 0, "shift": 0, "brightness": 0, "contrast": 0}
 ARMS = {
     "none": STILL,
-    "turn and move": STILL | {"rotate": 15, "scale": 0.15, "shear": 0.15, "shift": 0.1},
+    "turn": STILL | {"rotate": 15},
+    "crop": STILL | {"scale": 0.15, "shift": 0.1},  # another part of the picture, enlarged
     "colours": STILL | {"brightness": 0.5, "contrast": 0.3},
     "flip": STILL | {"flip": 0.5},
 }
@@ -243,7 +261,7 @@ if PROFILE == "embedded":  # where pictures have one size
     rows = {arm: Split(look(arm), few.labels[:10], few.classes) for arm in ARMS}
     show(
         picture_grid(rows),
-        alt="Ten digits unchanged, turned and moved, in other colours, flipped.",
+        alt="Ten digits unchanged, turned, cropped, in other colours, flipped.",
     )
 
 # %% [markdown]
@@ -261,7 +279,7 @@ print(f"no change: {estimate([model_hits], [SEED])}")
 print(f"flips:     {estimate([flipped_hits], [SEED])}")
 
 # %% [markdown]
-# Is that one seed's luck? Ten seeds, two starts, four kinds of augmentation, stored; `python tools/evidence.py 02 --seeds
+# Is that one seed's luck? Ten seeds, two starts, five kinds of augmentation, stored; `python tools/evidence.py 02 --seeds
 # 100..109 --out DIR` computes them again.
 
 # %% tags=["evidence"]
@@ -304,7 +322,7 @@ for axis, origin in zip(axes, ("scratch", "near"), strict=True):
         axis.plot([100 * point.low, 100 * point.high], [height] * 2, color=COLOURS["blue"])
         axis.plot(100 * point.value, height, "o", color=COLOURS["blue"])
     axis.axvline(0, color=COLOURS["black"], linewidth=0.8)
-    axis.set(yticks=range(3), yticklabels=list(ARMS)[1:], title=f"start: {origin}")
+    axis.set(yticks=range(len(ARMS) - 1), yticklabels=list(ARMS)[1:], title=f"start: {origin}")
     axis.set_xlabel("points of test accuracy gained over none")
 show(figure, alt="Gain of each augmentation over none, with intervals, from two starts.")
 stored_claims(table, claims)
@@ -320,8 +338,9 @@ stored_claims(table, claims)
 # %% [markdown]
 # ## Train, validation, test, and what leaks
 #
-# Three parts, three jobs. *Training* pictures fit the weights. *Validation* pictures choose: the rate, the epoch, the augmentation. *Test* pictures are
-# looked at once, at the end, and nothing is chosen on them. The estimate is honest only as long as a held-out picture tells you as little as a new
+# Three parts, three jobs. *Training* pictures fit the weights. *Validation* pictures choose: the rate, the epoch, the augmentation.
+# *Test* pictures are looked at once, at the end, and nothing is chosen on them. (This lesson looks often, to show what moves the
+# number. It chooses nothing by it.) The estimate is honest only as long as a held-out picture tells you as little as a new
 # one from the world would. When it tells more, that is **leakage**.
 #
 # Here is one that happens every week. Somebody augments first, to have more pictures, and splits later. Copies of one original
@@ -332,7 +351,7 @@ stored_claims(table, claims)
 
 # %%
 @torch.inference_mode()
-def copies_of(pictures, count, seed):
+def with_copies(pictures, count, seed):
     """Features of the pictures and of `count` changed copies of each, with labels and originals."""
     augment, generator = augmentation(), torch.Generator().manual_seed(seed)
     chunks = [range(i, min(i + 100, len(pictures))) for i in range(0, len(pictures), 100)]
@@ -361,42 +380,38 @@ def by_original(originals, seed):
 
 
 test_rows, test_labels = features_of(test), test.labels.numpy()
-promised, kept = {}, {}
-for split in (at_random, by_original):
-    promised[split], kept[split] = [], []
-    for seed in seeds:
-        rows, labels, originals = copies_of(few_shot(train, LABELS, seed), 4, seed)
+promised, kept = ({split: [] for split in (at_random, by_original)} for _ in range(2))
+for seed in seeds:
+    rows, labels, originals = with_copies(few_shot(train, LABELS, seed), 4, seed)
+    for split in promised:
         rest, held_out = split(originals, seed)
         trained = probe().fit(rows[rest], labels[rest])
         promised[split].append(np.array([trained.score(rows[held_out], labels[held_out])]))
         kept[split].append(np.array([trained.score(test_rows, test_labels)]))
-    print(
-        f"{split.__name__:12} promises {np.mean(promised[split]):.3f}, keeps {np.mean(kept[split]):.3f}"
-    )
-
-leak = compare(promised[at_random], kept[at_random], seeds, "accuracy promised too high")
-honest = compare(promised[by_original], kept[by_original], seeds, "accuracy promised too high")
+for split in promised:
+    print(f"{split.__name__:12} promises {np.mean(promised[split]):.3f}", end=", ")
+    print(f"keeps {np.mean(kept[split]):.3f} on test pictures")
 claims(
-    "Splitting copies at random promises more than four points too much",
-    leak,
-    rule="low > 0.04",
+    "Dealing copies out at random promises over two points more than splitting by originals",
+    compare(promised[at_random], promised[by_original], seeds, "accuracy promised"),
+    rule="low > 0.02",
 )
 claims(
-    "The leak is larger than what a split by originals gets wrong",
-    compare(
-        [a - b for a, b in zip(promised[at_random], kept[at_random], strict=True)],
-        [a - b for a, b in zip(promised[by_original], kept[by_original], strict=True)],
-        seeds,
-    ),
-    rule="low > 0.02",
+    "What the two probes keep on test pictures differs by less than two points",
+    compare(kept[at_random], kept[by_original], seeds),
+    rule="low > -0.02 and high < 0.02",
 )
 
 # %% [markdown]
-# **Explain.** The two probes are equally good: look at what they *keep*. Only the promise differs. The leak made nothing better; it made
-# the number wrong. That is the danger: nothing on the screen tells you, and you find out when the model meets the world.
+# **Explain.** The two probes are about equally good: look at what they *keep*. What differs is the promise, and that difference is
+# the leak. It made nothing better; it made the number wrong. Nothing on the screen tells you. You find out when the model meets the
+# world.
 #
-# The same thing happens with frames of one film, slices of one patient, crops of one photograph, digits of one hand. In this
-# course no photograph stands behind two splits.
+# Even the honest split need not keep its promise to the point. Its held-out digits stand on the photographs that the training digits
+# stand on; test digits stand on others.
+#
+# Leaks of this kind come with frames of one film, slices of one patient, crops of one photograph, digits of one hand. In
+# this course no digit stands in two splits, and no photograph stands behind both a training and a test picture.
 #
 # **The test that catches it** asks of every split whether an original stands on both sides.
 
@@ -420,8 +435,10 @@ except AssertionError as error:
 # Everything that this course trains goes through one function, `fit`. There is no magic in it. Here is the whole of it, for our baseline from
 # scratch, in twenty lines of plain PyTorch.
 #
-# Five lines do the work: *forward*, *loss*, *zero the gradients*, *backward*, *step*. The rest is the schedule: `one_cycle` says which share of the rate is
-# used at which progress, rising first and then falling.
+# Five lines do the work: *forward*, *loss*, *zero the gradients*, *backward*, *step*. What the model gives are **logits**, one number a
+# class, which a softmax would turn into probabilities. **AdamW** is gradient descent with a step size of its own for every weight;
+# lesson 11 takes it apart. The rest is the schedule: `one_cycle` says which share of the rate is used at which progress, rising
+# first and then falling.
 
 
 # %% tags=["by-hand"]
@@ -470,6 +487,8 @@ def apart(one, other):
     return Estimate(largest, largest, largest, (SEED,), "weight")
 
 
+exact = "value <= 0" if device.type == "cpu" else "value <= 0.00001"
+torch.backends.cudnn.deterministic = True  # a GPU may add up in another order at every run
 by_hand, data = baseline()
 train_by_hand(by_hand, data, epochs=1, lr=1e-2)
 with_fit, data = baseline()
@@ -477,7 +496,7 @@ history = fit(with_fit, data, optimizer=adamw(lr=1e-2))
 claims(
     "The loop by hand and `fit` end with the same weights",
     apart(by_hand, with_fit),
-    rule="value <= 0.00001",
+    rule=exact,
 )
 
 # %% [markdown]
@@ -521,12 +540,12 @@ three_epochs(resumed, checkpoint=file)
 claims(
     "A run that was interrupted and resumed ends with the weights of one that was not",
     apart(resumed, undisturbed),
-    rule="value <= 0.00001",
+    rule=exact,
 )
 
 # %% [markdown]
-# The tests of this project do it for real: they kill a training process at ten moments, in the middle of writing a checkpoint among them, and compare
-# every bit. A checkpoint is written beside its place and then moved there, so that a crash leaves the earlier one. One that was altered, or is of
+# The tests of this project do it for real: they kill a training process at a dozen moments, in the middle of writing a checkpoint
+# among them, and compare every bit. A checkpoint is written beside its place and then moved there, so that a crash leaves the earlier one. One that was altered, or is of
 # another run, is refused with a reason, and your model is left as it was.
 
 # %%
@@ -558,7 +577,7 @@ parcel.write_bytes(pickle.dumps({"weight": Harmless()}, protocol=2))
 for opener, read in {
     "pickle.load": lambda: pickle.loads(parcel.read_bytes()),
     "torch.load, weights_only=True": lambda: torch.load(parcel, weights_only=True),
-    "safetensors.load_file": lambda: load_file(parcel),
+    "safetensors.torch.load": lambda: load(parcel.read_bytes()),
 }.items():
     trace.unlink(missing_ok=True)
     try:
@@ -575,8 +594,8 @@ for opener, read in {
 
 # %%
 safe = Path(OUT) / "weights.safetensors"
-save_file({key: value.contiguous() for key, value in by_hand.state_dict().items()}, safe)
-back = load_file(safe)
+safe.write_bytes(save({key: value.contiguous() for key, value in by_hand.state_dict().items()}))
+back = load(safe.read_bytes())
 same = all(torch.equal(back[key], value.cpu()) for key, value in by_hand.state_dict().items())
 print(f"{len(back)} tensors written and read back: {'the same' if same else 'DIFFERENT'}")
 
@@ -618,10 +637,10 @@ def at_threshold(threshold):
     """Precision and recall of the last class over all thresholds, and where we stand."""
     positive, score = labels == len(test.classes) - 1, probabilities[:, -1]
     steps = np.linspace(0.01, 0.99, 50)
-    kept = [score >= step for step in [*steps, threshold]]
-    both = [(positive & called).sum() for called in kept]
+    called = [score >= step for step in [*steps, threshold]]
+    both = [(positive & c).sum() for c in called]
     lines = {
-        "precision": [b / max(1, called.sum()) for b, called in zip(both, kept, strict=True)],
+        "precision": [b / c.sum() if c.any() else np.nan for b, c in zip(both, called, strict=True)],
         "recall": [b / max(1, positive.sum()) for b in both],
     }
     figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -633,7 +652,7 @@ def at_threshold(threshold):
     return figure
 
 
-show(at_threshold(0.5), alt="Precision rises and recall falls with the threshold.")
+show(at_threshold(0.99), alt="Precision rises and recall falls with the threshold.")
 chooser("threshold", [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99], at_threshold)
 
 # %% [markdown]
@@ -685,30 +704,31 @@ show(figure, alt="Accuracy against confidence, as trained and after temperature 
 # ### What an interval promises
 #
 # Had the test set held other pictures, accuracy would be another. A 95 % **interval** is made by a rule that, over many test sets, covers the truth
-# 95 times in 100. We can try that: take accuracy on all test pictures as the truth, draw small test sets from it, and count.
+# 95 times in 100. We can try that: take accuracy on all our test pictures as the truth, draw test sets from them, and count.
 
 # %%
 rng = np.random.default_rng(SEED)
-draws = [model_hits[rng.integers(len(model_hits), size=200)] for _ in range(200)]
+draws = [model_hits[rng.integers(len(model_hits), size=500)] for _ in range(200)]
 intervals = [estimate([draw], [SEED]) for draw in draws]
 covered = np.array([i.low <= model_hits.mean() <= i.high for i in intervals])
 claims(
-    "95 % intervals from 200 test pictures cover the truth about as often as they promise",
+    "95 % intervals from 500 test pictures cover the truth about as often as they promise",
     estimate([covered], [SEED], "share covered"),
     rule="value > 0.88 and value < 0.995",
 )
-width = 100 * np.mean([i.high - i.low for i in intervals])
-print(f"and each is {width:.0f} points wide: what 200 pictures can tell apart")
+half = 50 * np.mean([i.high - i.low for i in intervals])
+print(f"so an accuracy from 500 pictures may be off by {half:.1f} points, or more in one case of 20")
 
 # %% [markdown]
 # ## Where data live, and what it costs
 #
-# A GPU waits for pictures more often than for arithmetic. There are three ways to bring them.
+# A network can only be as fast as its pictures come. There are three ways to bring them.
 #
-# - **On the disk**, read by a `DataLoader`: for data larger than memory. On a GPU, `pin_memory=True` puts batches into memory that the
-#   system may not move, and `.to(device, non_blocking=True)` copies them while the GPU computes.
-# - **In memory**, batched by a `DataLoader`: picture by picture, then stacked.
-# - **On the device**, as one tensor: a batch is one indexing operation. Small data belong there; `batches` puts a `Split` there by itself.
+# - **From the disk**, read by a `DataLoader`: for data larger than memory. For a GPU, `pin_memory=True` puts batches into memory
+#   that the system may not move, so that `.to(device, non_blocking=True)` can copy while the GPU computes.
+# - **From memory**, by a `DataLoader` too: picture by picture, then stacked.
+# - **On the device**, as one tensor: a batch is one indexing operation. Small data belong there; `batches` puts a `Split` there by
+#   itself.
 #
 # Each gives the same pictures. What does an epoch of nothing but batches cost? We take turns, so that what else the machine does
 # hits all alike. **Predict** the order, and the factor between first and last.
@@ -722,27 +742,31 @@ if PROFILE == "embedded":  # whose pictures fit into memory
         home.mkdir(parents=True, exist_ok=True)
         Image.fromarray(train[i][0].permute(1, 2, 0).numpy()).save(home / f"{i}.png")
     on_device = batches(train, model.transform, device=device)
-    on_disk = batches(picture_folder(files), model.transform, device=device)
-    in_memory = DataLoader(TensorDataset(train.pictures, train.labels), 64, shuffle=True)
+    from_disk = batches(picture_folder(files), model.transform, device=device)
+    in_memory = TensorDataset(train.pictures, train.labels)
+    loader = DataLoader(in_memory, 64, shuffle=True, pin_memory=device.type == "cuda")
     ways = {
         "on the device": lambda: list(on_device.epoch(0)),
-        "in memory": lambda: [
-            model.transform(x.to(device, non_blocking=True)) for x, _ in in_memory
+        "from memory": lambda: [
+            model.transform(x.to(device, non_blocking=True)) for x, _ in loader
         ],
-        "on the disk": lambda: list(on_disk.epoch(0)),
+        "from the disk": lambda: list(from_disk.epoch(0)),
     }
 seconds = {way: [] for way in ways}
-for _ in range(3):
+for _ in range(5):
     for way, bring in ways.items():
         began = time.perf_counter()
         bring()
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works on after Python has gone on
         seconds[way].append(time.perf_counter() - began)
 for way, taken in seconds.items():
-    ratio = np.median(taken) / np.median(seconds["on the device"])
+    ratio = np.median(np.array(taken) / seconds["on the device"])
     print(f"{way:14} {ratio:6.1f} times the time of 'on the device'")
 
 # %% [markdown]
-# Whether that matters depends on what the network costs. A large network hides a slow loader; a small one waits for it.
+# Whether that matters depends on what the network costs. If a step takes longer than bringing its batch, a loader with
+# `num_workers` of its own can hide behind it. If it takes less, the network waits.
 
 # %% [markdown]
 # ## Exercises
@@ -781,9 +805,9 @@ check("02.1", most_suspicious)
 
 # %% tags=["exercise-02.2"]
 def split_by_group(groups, share, seed):
-    """groups: int (n,), any numbers, two or more different ones; share: in (0, 1); seed: int.
+    """groups: int tensor (n,), any numbers, two or more different ones; share: in (0, 1); seed: int.
 
-    Returns two arrays of indices, rest and held_out, which together have every picture once.
+    Returns two tensors of indices, rest and held_out, which together have every picture once.
     """
     # <solution>
     numbers = groups.unique()

@@ -1,0 +1,110 @@
+"""The cache of features: the backbone runs once, and a cache of anything else is refused."""
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from course_utils.backbones import Backbone, centred, load_backbone
+from course_utils.evaluate import predict
+from course_utils.features import CacheError, cached_features
+from tests.test_fit import PictureList, toy_split
+
+SPLIT = toy_split(side=32)
+
+
+class Counting(torch.nn.Module):
+    """Layers that count how often they are run."""
+
+    runs = 0
+
+    def forward(self, pictures):
+        Counting.runs += 1
+        return pictures.mean(dim=(2, 3))
+
+
+def test_features_are_computed_once_and_read_back_to_the_bit(tmp_path) -> None:
+    backbone = Backbone("counting", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Counting()), 4, centred)
+    expected = predict(backbone, SPLIT)
+    Counting.runs = 0
+    first = cached_features(backbone, SPLIT, tmp_path / "made" / "features")
+    assert Counting.runs > 0
+    Counting.runs = 0
+    again = cached_features(backbone, SPLIT, tmp_path / "made" / "features")
+    assert Counting.runs == 0
+    assert torch.equal(first, expected) and torch.equal(again, expected)
+    assert first.shape == (len(SPLIT), 4)
+
+
+def test_pictures_that_are_read_one_by_one_have_the_same_cache(tmp_path) -> None:
+    backbone = load_backbone("vgg_far")
+    first = cached_features(backbone, SPLIT, tmp_path / "features")
+    assert torch.equal(cached_features(backbone, PictureList(SPLIT), tmp_path / "features"), first)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    backbone, path = load_backbone("resnet_far"), tmp_path / "features"
+    cached_features(backbone, SPLIT, path)
+    return backbone, path
+
+
+def other_weights(backbone, split):
+    with torch.no_grad():
+        next(backbone.layers.parameters())[0, 0, 0, 0] += 1e-3
+    return backbone, split
+
+
+def other_statistics(backbone, split):
+    next(buffer for name, buffer in backbone.layers.named_buffers() if "running_mean" in name)[0] += 1e-3
+    return backbone, split
+
+
+def other_layers(backbone, split):
+    backbone.layers = torch.nn.Sequential(*backbone.layers, torch.nn.ReLU())
+    return backbone, split
+
+
+def other_transform(backbone, split):
+    backbone.transform = lambda pictures: centred(pictures) * 1.01
+    return backbone, split
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (other_weights, "weights"),
+        (other_statistics, "weights"),
+        (other_layers, "layers"),
+        (other_transform, "transform"),
+        (lambda backbone, split: (backbone, split.subset(range(50))), "pictures"),
+        (lambda backbone, split: (backbone, split.subset(range(len(split))[::-1])), "pictures"),
+    ],
+)
+def test_a_stale_cache_is_refused_by_name_and_left_alone(cache, change, what: str) -> None:
+    backbone, path = cache
+    before = path.read_bytes()
+    with pytest.raises(CacheError, match=f"features was made with other {what}: remove it"):
+        cached_features(*change(backbone, SPLIT), path)
+    assert path.read_bytes() == before
+
+
+def altered(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda content: content[:-100], "damaged"),
+        (lambda content: b"", "damaged"),
+        (lambda content: b"features", "damaged"),
+        (lambda content: save({"other": torch.ones(3)}), "no cache of features"),
+        (lambda content: save(load(content)), "made with other layers"),
+        (altered, "altered after it was written"),
+    ],
+)
+def test_a_spoilt_cache_is_refused(cache, spoil, why: str) -> None:
+    backbone, path = cache
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(CacheError, match=why):
+        cached_features(backbone, SPLIT, path)
