@@ -44,7 +44,7 @@ test-imagenet: setup  ## notebooks in the imagenet world, on random networks and
 notebooks: setup  ## make what is derived: notebooks, solutions, the README's table
 	$(PY) tools/build.py
 
-bench: setup  ## measure speed against hand-written loops, and write build/bench.json
+bench: setup  ## measure speed against other ways, and write build/bench.json
 	TQDM_DISABLE=1 $(PY) tools/bench.py
 
 clean:  ## remove what can be made again, except .venv

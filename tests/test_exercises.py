@@ -1,6 +1,7 @@
 """The engine of the exercises, and every check against answers that are right, wrong and missing."""
 
 import ast
+import json
 import math
 import pickle
 import random
@@ -298,6 +299,20 @@ def run_torch(path):
     return torch.load(path, weights_only=False)
 
 
+def load_by_hand(path, skip="__metadata__"):
+    content, tensors = Path(path).read_bytes(), {}
+    start = 8 + int.from_bytes(content[:8], "little")
+    for name, entry in json.loads(content[8:start]).items():
+        if name != skip:
+            kind = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}[entry["dtype"]]
+            first, last = entry["data_offsets"]
+            numbers = torch.frombuffer(bytearray(content[start + first : start + last]), dtype=kind)
+            if numbers.numel() != math.prod(entry["shape"]):
+                raise ValueError("cut short")
+            tensors[name] = numbers.reshape(entry["shape"])
+    return tensors
+
+
 def load_in_part(path):
     """Reads on where the last bytes of a file are missing."""
     content = Path(path).read_bytes()
@@ -348,7 +363,7 @@ RIGHT = {
         lambda *a: torch.tensor(precision_recall(*a)),
     ],
     "02.5": [calibration(), calibration_in_loops],
-    "02.6": [load_safely, load_one_by_one, load_or(refuse), load_or(refuse, lambda path: load(Path(path).read_bytes()))],
+    "02.6": [load_safely, load_one_by_one, load_by_hand, load_or(refuse)],
 }
 # exercise: [(a plausible wrong answer, a word of the reason that must help)]
 WRONG = {
@@ -598,17 +613,14 @@ WRONG = {
         (load_by_ending([".pt"], load_safely, run_torch), "opening weights.pt RAN the code"),
         (load_by_first_bytes(b"\x80", load_or(run_torch)), "opening model.pt RAN the code"),
         (lambda path: torch.load(path, weights_only=True), "torch.load reads such a file by its name, if at all"),
-        (
-            load_or(refuse, torch.load),
-            "torch.load reads such a file by its name, if at all",
-        ),
+        (load_or(refuse, torch.load), "torch.load reads such a file by its name, if at all"),
         (load_or(lambda path: {}, torch.load), "you gave an empty dict; the names in it are"),
         (load_by_ending([".safetensors"], refuse), "weights.pt is a good safetensors file"),
         (load_by_ending([".safetensors"], refuse), "has the same bytes, and you read it: a name says nothing"),
         (load_by_ending([".safetensors"], torch.load), "has the same bytes, and you read it: a name says nothing"),
         (load_by_ending([".safetensors", ".pt", ".bin"], refuse), "a name says nothing"),
         (load_by_ending([".pt"], load_safely, lambda path: {}), "a name says nothing"),
-        (load_file, "a ValueError is asked for, and SafetensorError"),
+        (load_file, "came; a SafetensorError is none: catch it"),
         (
             load_or(lambda path: refuse(path, RuntimeError)),
             "a ValueError is asked for, and RuntimeError (not a safetensors file)",
@@ -630,6 +642,7 @@ WRONG = {
         (changed(lambda name, value: (f"model.{name}", value)), "the names in it are"),
         (lambda path: list(load_safely(path)), "you gave list; a dict is expected"),
         (load_or(refuse, lambda path: load(path), SafetensorError), "stopped with"),
+        (lambda path: load_by_hand(path, skip=None), "stopped with KeyError ('dtype')"),
         (lambda path: load(path.read_bytes()), "stopped with AttributeError ('str' object has no attribute 'read_bytes')"),
         ({}, "a function is expected here, not dict"),
     ],

@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -136,8 +137,8 @@ for file, digest in report.loc[report["reason"] == "", ["file", "digest"]].to_nu
     for earlier, (its_digest, its_bits) in looks.items():
         if digest == its_digest:
             aside[file] = f"the same pixels as {earlier}"
-        elif (bits != its_bits).sum() <= 8:
-            aside[file] = f"a near duplicate of {earlier}: {(bits != its_bits).sum()} of 64 bits differ"
+        elif (differ := (bits != its_bits).sum()) <= 8:
+            aside[file] = f"a near duplicate of {earlier}: {differ} of 64 bits differ"
     if file not in aside:
         looks[file] = digest, bits
 for file in aside:
@@ -640,7 +641,7 @@ def at_threshold(threshold):
     called = [score >= step for step in [*steps, threshold]]
     both = [(positive & c).sum() for c in called]
     lines = {
-        "precision": [b / c.sum() if c.any() else np.nan for b, c in zip(both, called, strict=True)],
+        "precision": [b / (c.sum() or np.nan) for b, c in zip(both, called, strict=True)],
         "recall": [b / max(1, positive.sum()) for b in both],
     }
     figure, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -717,7 +718,9 @@ claims(
     rule="value > 0.88 and value < 0.995",
 )
 half = 50 * np.mean([i.high - i.low for i in intervals])
-print(f"so an accuracy from 500 pictures may be off by {half:.1f} points, or more in one case of 20")
+print(
+    f"an accuracy from 500 pictures may be off by {half:.1f} points, in one case of 20 by more"
+)
 
 # %% [markdown]
 # ## Where data live, and what it costs
@@ -913,6 +916,36 @@ def expected_calibration_error(probabilities, labels, bins):
 
 # %% tags=["check-02.5", "nbval-check-output"]
 check("02.5", expected_calibration_error)
+
+# %% [markdown]
+# ### 02.6 · A file from a stranger
+#
+# Somebody sends you a file and says that it holds weights. Read it if it is a safetensors file, and let nothing in it run. Its
+# name says nothing: anyone can call a pickle `weights.safetensors`. Where the file is anything else, harmless or not, raise
+# `ValueError`, so that nobody goes on with half of it. A safetensors file that was cut short is anything else too.
+#
+# The check writes a few files into a temporary folder, lets your function open them, and looks whether code ran. (That code makes
+# a folder in there, and no more.)
+
+
+# %% tags=["exercise-02.6"]
+def load_safely(path):
+    """path: a file of weights from a stranger, str. Returns a dict, name to tensor.
+
+    Raises ValueError, and runs nothing, where the file is not a safetensors file.
+    """
+    # <solution>
+    try:
+        return load(Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{Path(path).name} is not a safetensors file: {error}") from error
+    # <stub>
+    # return ...
+    # </stub>
+
+
+# %% tags=["check-02.6", "nbval-check-output"]
+check("02.6", load_safely)
 
 # %% [markdown]
 # ## The claims of this lesson
