@@ -65,6 +65,12 @@ def groups_that_unfreeze(stages, *rest):
     return ladder()(stages, *rest)
 
 
+def biases_twice_as_fast(*arguments):
+    for group in ladder()(*arguments):
+        for p in group["params"]:
+            yield {"params": p, "lr": group["lr"] * (2 if p.dim() == 1 else 1)}
+
+
 def used_up(part):
     parameters = part.parameters()
     assert sum(p.numel() for p in parameters)
@@ -89,14 +95,14 @@ def steps(*names):
         "still children": lambda network, frozen: [p.eval() for p in frozen.children() if isinstance(p, nn.BatchNorm2d)],
         "still norms": lambda network, frozen: [p.eval() for p in frozen.modules() if isinstance(p, nn.BatchNorm2d)],
         "still drops": lambda network, frozen: [p.eval() for p in frozen.modules() if isinstance(p, nn.Dropout)],
-        "freeze children": lambda network, frozen: [
-            p.requires_grad_(False) for part in frozen.children() for p in part.parameters(recurse=False)
-        ],
+        "freeze convs": lambda network, frozen: [p.requires_grad_(False) for p in frozen.modules() if isinstance(p, nn.Conv2d)],
+        "another way": lambda network, frozen: setattr(frozen, "forward", lambda maps: type(frozen).forward(frozen, 0.5 * maps)),
         "no momentum": lambda network, frozen: [
             setattr(p, "momentum", 0.0) for p in frozen.modules() if isinstance(p, nn.BatchNorm2d)
         ],
         "train children": lambda network, frozen: [part.train() for part in network.children() if part is not frozen],
         "learn children": lambda network, frozen: [part.requires_grad_(True) for part in network.children()],
+        "no way": lambda network, frozen: setattr(frozen, "forward", None),
         "no way through": lambda network, frozen: setattr(frozen, "forward", torch.no_grad()(frozen.forward)),
         "no gradients": lambda network, frozen: torch.set_grad_enabled(False),
         "new": lambda network, frozen: [part.reset_parameters() for part in frozen.modules() if isinstance(part, nn.Conv2d)],
@@ -183,6 +189,12 @@ def penalty_that_steps_back(model, start, alpha, beta):
     return total
 
 
+def penalty_that_looks_at_gradients(model, start, alpha, beta):
+    total = whole_penalty(model, start, alpha, beta)
+    assert torch.autograd.grad(total, model.head.weight)
+    return total
+
+
 def penalty_that_moves(model, start, alpha, beta):
     total = whole_penalty(model, start, alpha, beta)
     with torch.no_grad():
@@ -254,10 +266,12 @@ WRONG = {
         ),
         (lambda *a: ladder()(*a)[:-1], "the head is in no group"),
         (lambda *a: ladder()(*a)[1:], "nothing of stages[0]"),
+        (biases_twice_as_fast, "stages[0] has more than one rate"),
         (head_with_the_last_stage, "it shares a group with stages["),
         (ladder(head_rate=lambda lr, head_lr: lr), "yours is lr"),
         (ladder(head_rate=lambda lr, head_lr: 10 * head_lr), "and head_lr is"),
-        (ladder(of=used_up), "a generator runs out"),
+        (ladder(of=used_up), "gave nothing for stages[0]: it runs once"),
+        (ladder(of=lambda part: filter(lambda p: p.requires_grad, part.parameters())), "and you left out what is"),
         (ladder(of=lambda part: [p for p in part.parameters() if p.requires_grad]), "and you left out what is"),
         (ladder(of=lambda part: [p for n, p in part.named_parameters() if n.endswith("weight")]), "weights and biases"),
         (ladder(of=lambda part: list(part.parameters(recurse=False))), "nothing of stages[0] is in any"),
@@ -285,8 +299,7 @@ WRONG = {
         (steps("train", "still"), "the mode does not change that"),
         (steps("train", "learn", "freeze"), "batch norm measures anew"),
         (steps("still", "freeze", "train"), "network.train() came after and undid it"),
-        (steps("freeze", "still", "learn", "train"), "the mode does not change that"),
-        (steps("train", "freeze", "still", "by the package"), "the network came without gradients"),
+        (steps("freeze", "still", "learn", "train"), "network.requires_grad_(True) goes first"),
         (steps("train", "learn", "attribute", "still"), "makes a new attribute"),
         (steps("learn", "freeze", "eval"), "the whole network is in evaluation mode"),
         (steps("learn", "freeze", "still"), "the rest is in evaluation mode, as it came"),
@@ -296,10 +309,12 @@ WRONG = {
         (steps("train", "learn", "freeze", "still alone"), "in it is not; frozen.eval() reaches all"),
         (steps("train", "learn", "freeze", "still children"), "moved when pictures went through"),
         (steps("train", "learn", "freeze", "still norms"), "but dropout at"),
-        (steps("train", "learn", "freeze", "no momentum", "still drops"), "what comes out of it is not what it was"),
-        (steps("train", "learn", "freeze children", "still"), "however deep"),
+        (steps("train", "learn", "freeze", "no momentum", "still drops"), "batch norm measures anew"),
+        (steps("train", "learn", "freeze", "still", "another way"), "all there is to change"),
+        (steps("train", "learn", "freeze convs", "still"), "however deep"),
         (steps("learn", "freeze", "train children", "still"), "'the network itself' is outside it"),
         (steps("train", "learn", "freeze", "still", "no way through"), "gradients must pass through"),
+        (steps("train", "learn", "freeze", "still", "no way"), "pictures do not go through it any more"),
         (steps("train", "learn", "freeze", "still", "no gradients"), "set_grad_enabled(False) stays"),
         (steps("train", "learn", "freeze", "still", "new"), "changes no number"),
         (lambda network, frozen: network.freeze(frozen), "stopped with AttributeError"),
@@ -332,8 +347,8 @@ WRONG = {
         (head(bias=lambda w, b, m, s: "b"), "the bias is expected as a tensor, not str"),
         (head(bias=lambda w, b, m, s: None), "the bias is expected as a tensor, not NoneType"),
         (head_in_place, "changed weight itself"),
-        (lambda w, b, m, s: (w / s, b - m @ w / s) if len(w) == len(m) else head()(w, b, m, s), "in the bias, at ["),
-        (lambda w, b, m, s: (w / s, b - m @ w.reshape(len(m), -1, 1)), "stopped with RuntimeError"),
+        (lambda w, b, m, s: (w / s, b - m @ w / s) if len(w) == len(m) else None, "you summed along the classes"),
+        (lambda w, b, m, s: (w / s, b - w / s @ m[None]), "stopped with RuntimeError"),
         (lambda *a: None, "not NoneType"),
     ],
     "04.4": [
@@ -388,8 +403,8 @@ WRONG = {
             "batch norm's weight and bias count too",
         ),
         (lambda *a: -whole_penalty(*a), "was expected"),
-        (lambda *a: whole_penalty(*a).item(), "a float has no gradient"),
-        (lambda *a: whole_penalty(*a).detach().numpy(), "has no gradient; return a tensor"),
+        (lambda *a: whole_penalty(*a).item(), "it came as float, without a gradient"),
+        (lambda *a: whole_penalty(*a).detach().numpy(), "it came as ndarray"),
         (lambda *a: whole_penalty(*a).detach(), "no gradient flows back"),
         (torch.no_grad()(whole_penalty), "no gradient flows back"),
         (lambda *a: whole_penalty(*a).detach().requires_grad_(True), "no gradient reaches the backbone"),
@@ -402,6 +417,7 @@ WRONG = {
         (penalty(square=lambda v: (v**2).sum().sqrt() ** 2), "a root has no slope"),
         (penalty_in_order, "find its tensors by their names"),
         (penalty_that_steps_back, "your function called backward"),
+        (penalty_that_looks_at_gradients, "but backward stopped with RuntimeError"),
         (penalty_that_moves, "of the model; it measures"),
         (penalty_into_start, "changed the tensors in start"),
         (parts(size=lambda m, s: m.head.weight**2), "sum over all numbers, and both parts"),

@@ -68,10 +68,11 @@ def measure(contest: Contest, runs: int | None = None) -> Row:
     runs = runs or contest.runs
     ours, other = alternate(contest.ours, contest.other, runs)
     ratio = median(b / a for a, b in zip(ours, other, strict=True))
-    unit, shown = "seconds", [median(ours), median(other)]
+    unit, one, two = "seconds", median(ours), median(other)
     if contest.pictures:
-        unit, shown = "pictures a second", [contest.pictures / seconds for seconds in shown]
-    return Row(contest.name, unit, *(round(value, 4) for value in shown), round(ratio, 4), contest.goal, runs, contest.note())
+        unit, one, two = "pictures a second", contest.pictures / one, contest.pictures / two
+    note = contest.note()
+    return Row(contest.name, unit, round(one, 4), round(two, 4), round(ratio, 4), contest.goal, runs, note)
 
 
 def line(row: Row) -> str:

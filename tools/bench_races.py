@@ -27,9 +27,10 @@ from tools.bench_rows import NETS, Contest, Setting, Stopwatch
 LABELS, SIZE = 20, 32  # labels a class, and pictures a batch
 RUNS = 5  # turns of each side, of seconds each
 
-# The usual probe: of AdamW's rates .003, .01, .03, .1 and of 10, 20, 50, 100, 200 epochs
-PROBE_EPOCHS, PROBE_LR = 50, 1e-2
-STRENGTH = 0.1  # of LogisticRegression's C in .01, .03, .1, .3, 1
+# Of rates .003, .01, .03, .1 and 10, 20, 30, 50, 100, 200 epochs, seeds 900..909: from here on the accuracy of the usual probe
+# rises no more. Stopping it at the accuracy of the other favours it, since it is first reached well before the end.
+PROBE_LR, PROBE_EPOCHS = 1e-2, 50
+STRENGTH = 0.1  # scikit-learn's C, of .01, .03, .1, .3, 1, with the same seeds
 
 GOAL = 0.88  # validation accuracy
 STEPS, LR, HEAD_LR = 60, 1e-3, 1e-2
@@ -113,6 +114,7 @@ def probes(setting: Setting, train: Split | None = None, valid: Split | None = N
 
 def _probe(setting: Setting, net: str, key: str, train: Split, valid: Split, epochs: int) -> Contest:
     right: list[int] = []  # validation pictures that the cached probe of each turn gets right
+    taken: list[float] = []  # epochs of the usual one until then
     reached: list[bool] = []
 
     def ours(turn: int) -> float:
@@ -130,10 +132,14 @@ def _probe(setting: Setting, net: str, key: str, train: Split, valid: Split, epo
         race = Race(data, model, setting.watch(), valid, right[-1], every=len(data))
         seconds = race.seconds(lambda: usual_probe(race, epochs))
         reached.append(race.reached)
+        taken.append(race.steps / len(data))
         return seconds
 
     def note() -> str:
-        return f"validation accuracy {median(right) / len(valid):.3f}, which the usual probe reached in {share(reached)}"
+        score, after = median(right[1:]) / len(valid), median(taken[1:])
+        return (
+            f"validation accuracy {score:.3f}; the usual one reached it in {share(reached)}, after {after:g} of {epochs} epochs"
+        )
 
     return Contest(f"a probe on cached features against the usual one, {net}", 20.0, ours, other, RUNS, note=note)
 

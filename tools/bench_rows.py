@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.io import write_png
 
 from course_utils.backbones import Classifier, centred, load_backbone
 from course_utils.data import PictureSet, Split, mnist_m, picture_folder
@@ -153,8 +153,9 @@ def as_files(split: Split, folder: Path) -> PictureSet:
     """The same pictures as PNG files, one folder a class."""
     for name in split.classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for index, (picture, label) in enumerate(split[index] for index in range(len(split))):
-        write_png(picture, str(folder / split.classes[label] / f"{index}.png"))
+    for index in range(len(split)):
+        picture, label = split[index]
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / split.classes[label] / f"{index}.png")
     return picture_folder(folder)
 
 

@@ -220,6 +220,21 @@ def drawn_features(labels, corners, centre, scale) -> torch.Tensor:
     return (torch.cat([corners[labels] + ball, rest], dim=1) + centre) * scale
 
 
+def predictions(answer, features, labels, new) -> torch.Tensor:
+    """The classes that an answer gives to new rows."""
+    classes, old, m = int(labels.max()) + 1, len(labels), len(new)
+    found = call(answer, features.clone(), labels.clone(), new.clone())
+    shape = tuple(getattr(found, "shape", ()))
+    if shape == (m, classes):
+        raise NotYet(f"those are scores, one a class; the class itself is asked for, shape ({m},): argmax(dim=1)")
+    if shape == (old,):
+        raise NotYet(f"you gave {old} classes, as many as there are old rows; predict those of the {m} new ones")
+    predicted = torch.tensor(indices(found, 10**6, m, "classes"))
+    if predicted.max() >= classes:
+        raise NotYet(f"there is no class {predicted.max()}; labels go from 0 to {classes - 1}")
+    return predicted
+
+
 def linear_probe(answer) -> None:
     classes = random.randint(3, 5)
     order = random.sample(range(classes), classes)
@@ -236,23 +251,19 @@ def linear_probe(answer) -> None:
         columns = torch.randperm(width)
         features, new = (drawn_features(rows, corners, centre, scale)[:, columns] for rows in (labels, wanted))
 
-        found = call(answer, features.clone(), labels.clone(), new.clone())
-        shape = tuple(getattr(found, "shape", ()))
-        if shape == (m, classes):
-            raise NotYet(f"those are scores, one a class; the class itself is asked for, shape ({m},): argmax(dim=1)")
-        if shape == (len(labels),):
-            raise NotYet(f"{len(labels)} classes are as many as there are old rows; predict those of the {m} new ones")
-        predicted = torch.tensor(indices(found, 10**6, m, "classes"))
-        if predicted.max() >= classes:
-            raise NotYet(f"there is no class {predicted.max()}; labels go from 0 to {classes - 1}")
+        predicted = predictions(answer, features, labels, new)
         right = (predicted == wanted).double().mean().item()
         if right >= 0.9:
             continue
         said = f"{right:.0%} of the new rows are right, and 90 % is asked for"
+        further = "fit longer, in larger steps, or with less of a penalty"
         if not mixed:
+            said = f"where all {m} new rows are of one class, {said}"
+            in_company = predictions(answer, features, labels, torch.cat([new[:10], features.repeat(5, 1)]))[:10]
+            if (in_company == wanted[:10]).double().mean() < 0.9:
+                raise NotYet(f"{said}; {further}")
             raise NotYet(
-                f"where classes are mixed you do well, but here all {m} new rows are of one class, and {said}: standardise "
-                "them by the mean and deviation of `features`, not by their own"
+                f"{said}, in other company they are: standardise them by `features`, not by their own mean and deviation"
             )
         if (predicted == common).all():
             raise NotYet(f"{said}: you say {common} for every row, the commonest class, whatever the features are")
@@ -261,6 +272,9 @@ def linear_probe(answer) -> None:
         means = torch.stack([features[labels == number].mean(dim=0) for number in range(classes)])
         if (torch.cdist(new, means).argmin(dim=1) == predicted).double().mean() > 0.98:
             raise NotYet(f"{said}: to the nearest class mean, the largest features alone decide; standardise first")
+        eased = (predictions(answer, scaled(features), labels, scaled(new, features)) == wanted).double().mean().item()
+        if eased < 0.9:
+            raise NotYet(f"{said}; had they come standardised, it would be {eased:.0%}: {further}")
         raise NotYet(
             f"{said}: the largest features are a thousand times the smallest; standardise both tables by the mean and "
             "deviation of `features`"
@@ -358,7 +372,7 @@ EXERCISES = {
     "03.3": Exercise(
         linear_probe,
         "Standardise both tables by the training features, as in 03.2. Then LogisticRegression fits and predicts; or train "
-        "torch.nn.Linear for a few hundred steps of AdamW, and take the class of the largest logit.",
+        "torch.nn.Linear for a few hundred steps of AdamW at lr=0.01, and take the class of the largest logit.",
     ),
     "03.4": Exercise(
         after_layer,

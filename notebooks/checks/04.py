@@ -45,11 +45,11 @@ def call_alone(function, *arguments):
     return found
 
 
-def groups_of(found) -> tuple[list[dict], list[list[torch.Tensor]]]:
-    """An answer as groups that an optimizer can read, and the parameters of each."""
+def groups_of(found) -> tuple[list[dict], list[list[torch.Tensor]], bool]:
+    """An answer as groups that an optimizer can read, the parameters of each, and whether a generator gave none."""
     if isinstance(found, dict) or not isinstance(found, Iterable):
         raise NotYet(f"a list of dicts is expected, not {type(found).__name__}")
-    groups, members = [], []
+    groups, members, spent = [], [], False
     for group in call(list, found):  # a generator runs only now
         if not isinstance(group, dict):
             raise NotYet(f"a list of dicts is expected, and one thing in yours is a {type(group).__name__}")
@@ -59,7 +59,9 @@ def groups_of(found) -> tuple[list[dict], list[list[torch.Tensor]]]:
         params = group["params"]
         if not isinstance(params, Iterable) or isinstance(params, nn.Module):
             raise NotYet(f"'params' of a group is a {type(params).__name__}; give it parameters, stage.parameters()")
-        params = call(list, params) if isinstance(params, Iterator) else params
+        if isinstance(params, Iterator):
+            params = call(list, params)
+            spent |= not params
         groups.append({**group, "params": params})
         tensors = [params] if isinstance(params, torch.Tensor) else list(params)
         # torch takes pairs of a name and a parameter too
@@ -68,7 +70,7 @@ def groups_of(found) -> tuple[list[dict], list[list[torch.Tensor]]]:
             if not isinstance(tensor, torch.Tensor):
                 raise NotYet(f"'params' of a group holds a {type(tensor).__name__}; parameters are expected, stage.parameters()")
         members.append(tensors)
-    return groups, members
+    return groups, members, spent
 
 
 def ladders(lr: float, head_lr: float, factor: float, count: int) -> list[tuple[list[float], str]]:
@@ -100,7 +102,7 @@ def ladders(lr: float, head_lr: float, factor: float, count: int) -> list[tuple[
 def my_param_groups(answer) -> None:
     for count, plain in ((random.randint(3, 5), True), (random.randint(3, 5), False), (1, False)):
         while True:  # until every mistake shows
-            lr, head_lr, factor = 10 ** random.uniform(-4, -3), 10 ** random.uniform(-3, -1.5), random.uniform(1.5, 4)
+            lr, head_lr, factor = 10 ** random.uniform(-4, -3), 10 ** random.uniform(-3, -1.5), random.uniform(2.2, 4)
             mistakes = ladders(lr, head_lr, factor, count)
             pairs = [(np.log(a), np.log(b)) for n, (a, _) in enumerate(mistakes) for b, _ in mistakes[:n]]
             if not same(lr, head_lr, 0.05) and (count == 1 or all(abs(a - b).max() > 0.05 for a, b in pairs)):
@@ -110,12 +112,13 @@ def my_param_groups(answer) -> None:
         head = nn.Linear(4, 3) if plain else nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3))
         for stage in stages[: random.randint(1, max(1, count - 1))]:
             stage.requires_grad_(False)
+        next(stages[-1].parameters()).requires_grad_(False)
         parts = {f"stages[{n}]": stage for n, stage in enumerate(stages)} | {"head": head}
         places = {id(p): (part, name) for part, module in parts.items() for name, p in module.named_parameters()}
         frozen = {id(p) for stage in stages for p in stage.parameters() if not p.requires_grad}
 
         given = list(stages)
-        groups, members = groups_of(call(answer, given, head, lr, head_lr, factor))
+        groups, members, spent = groups_of(call(answer, given, head, lr, head_lr, factor))
         if given != stages:
             raise NotYet("your function changed the list `stages` itself, and whoever gave it needs it; reversed() makes another")
         if frozen != {id(p) for module in parts.values() for p in module.parameters() if not p.requires_grad}:
@@ -141,8 +144,8 @@ def my_param_groups(answer) -> None:
                 )
             if gone == ["head"]:
                 raise NotYet("the head is in no group, so it would stay as it was drawn; it gets one, with head_lr")
-            if gone and not all(members):
-                raise NotYet(f"{gone[0]} has a group without parameters: a generator runs out; list(stage.parameters()) stays")
+            if gone and spent:
+                raise NotYet(f"a generator in 'params' gave nothing for {gone[0]}: it runs once; list(stage.parameters()) stays")
             if gone:
                 raise NotYet(f"nothing of {gone[0]} is in any group; every stage gets one, and the head too")
             raise NotYet(
@@ -182,15 +185,19 @@ def my_param_groups(answer) -> None:
 
 
 class Part(nn.Sequential):
-    """Layers in a row that remember in which modes they were put."""
+    """Layers in a row that remember whether they were put in evaluation mode, and frozen."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
-        self.modes: list[bool] = []
+        self.was_still = self.was_frozen = False
 
     def train(self, mode: bool = True):
-        self.modes.append(mode)
+        self.was_still |= not mode
         return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True):
+        self.was_frozen |= not requires_grad
+        return super().requires_grad_(requires_grad)
 
 
 class Network(nn.Module):
@@ -218,7 +225,7 @@ def drawn_network(training: bool, learning: bool) -> Network:
     """A network that has seen pictures, so that its two modes differ."""
     network = Network()
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             network(pictures_of(9))
     return network.train(training).requires_grad_(learning)
 
@@ -232,7 +239,7 @@ def train_all_but(answer) -> None:
         network = drawn_network(training, learning)
         frozen = network.get_submodule(place)
         before, reference = state_of(network), copy.deepcopy(frozen).eval()
-        frozen.modes.clear()
+        frozen.was_still = frozen.was_frozen = False
         call_alone(answer, network, frozen)
         if names := altered(network, before):
             raise NotYet(f"{names[0]!r} is not what it was; freezing changes no number, and takes none away")
@@ -246,13 +253,10 @@ def train_all_but(answer) -> None:
             said += f"{len(loose)} of its {len(mine)} parameters would still get a gradient, such as {loose[0]!r}"
             if "requires_grad" in vars(frozen):
                 raise NotYet(f"{said}: frozen.requires_grad = ... makes a new attribute, requires_grad_(False) is the method")
-            if not learning:
-                raise NotYet(
-                    f"{said}, which came without: network.requires_grad_(True) reaches `frozen` too, so "
-                    "frozen.requires_grad_(False) comes after it"
-                )
+            if frozen.was_frozen and len(loose) == len(mine):
+                raise NotYet(f"{said}: you froze it, and what came after undid it; network.requires_grad_(True) goes first")
             if len(loose) == len(mine):
-                raise NotYet(f"{said}: the mode does not change that; frozen.requires_grad_(False) does, as the last word on it")
+                raise NotYet(f"{said}: the mode does not change that, frozen.requires_grad_(False) does")
             raise NotYet(f"{said}; frozen.parameters() has them all, however deep")
         if stuck:
             said += f"{len(stuck)} of {len(rest)} parameters outside it get no gradient, such as {stuck[0]!r}"
@@ -293,16 +297,13 @@ def train_all_but(answer) -> None:
             said += f"{moved[0]!r} moved when pictures went through" if moved else "what comes out of it is not what it was"
             if not frozen.training and norms + drops:
                 raise NotYet(f"{said}: it is in evaluation mode, {(norms + drops)[0]!r} in it is not; frozen.eval() reaches all")
-            if norms and False in frozen.modes and frozen.modes[-1]:
+            if norms and frozen.was_still:
                 raise NotYet(f"{said}: it was in evaluation mode, and network.train() came after and undid it; do that first")
             if norms:
                 raise NotYet(f"{said}: no gradient reaches it, but in training mode batch norm measures anew: frozen.eval()")
             if drops:
                 raise NotYet(f"{said}: batch norm is still, but dropout at {drops[0]!r} is on; frozen.eval() reaches both")
-            raise NotYet(
-                f"{said}: batch norm divides by what it measures in the pictures at hand; in evaluation mode it takes its "
-                "running means and variances"
-            )
+            raise NotYet(f"{said}; its parameters and its mode are all there is to change")
         cut = [name for name, parameter in network.named_parameters() if name in rest and parameter.grad is None]
         if cut:
             raise NotYet(f"{said}{cut[0]!r} got no gradient: gradients must pass through `frozen` to what comes before it")
@@ -404,9 +405,6 @@ class Model(nn.Module):
             for value in self.backbone.buffers():
                 value += torch.rand_like(value) + 0.3 if value.is_floating_point() else random.randint(2, 5)
 
-    def forward(self, pictures):
-        return self.head(self.backbone(pictures))
-
 
 def penalties(model: Model, start: dict, alpha: float, beta: float) -> list[tuple[float, str]]:
     """What L2-SP is, first, then what mistakes make of it, with reasons."""
@@ -447,7 +445,7 @@ def penalties(model: Model, start: dict, alpha: float, beta: float) -> list[tupl
         (together(lambda parts: sum(value.sum().item() ** 2 for value in parts)), "you summed, then squared; square first"),
         (together(lambda parts: (flat(parts) ** 2).mean().item()), mean),
         (together(lambda parts: sum((value**2).mean().item() for value in parts)), mean),
-        (alpha / 2 * moved, "the head's part is missing: beta / 2 times the squares of its weights"),
+        (alpha / 2 * moved, "the head's part is missing: beta / 2 times the squares of its weights and biases"),
         (beta / 2 * size, "the backbone's part is missing: alpha / 2 times the squares of its way from start"),
         (alpha / 2 * (moved + size), alone),
         (alpha / 2 * (moved + size) + beta / 2 * size, alone),
@@ -484,7 +482,12 @@ def l2_sp(answer) -> None:
                 break
         before, given = state_of(model), {name: value.clone() for name, value in start.items()}
         try:
-            judge_penalty(call_alone(answer, model, given, alpha, beta), model, start, alpha, beta, options)
+            found = call_alone(answer, model, given, alpha, beta)
+            if names := altered(model, before):
+                raise NotYet(f"your function changed {names[0]!r} of the model; it measures, and leaves steps to the optimizer")
+            if any(not torch.equal(given[name], value) for name, value in start.items()):
+                raise NotYet("your function changed the tensors in start, and the next step needs them")
+            judge_penalty(found, model, start, alpha, beta, options)
         except NotYet as reason:
             if isinstance(reason.__cause__, KeyError) and case == "drawn":
                 key, buffers = str(reason.__cause__.args[0]), dict(model.backbone.named_buffers())
@@ -495,10 +498,6 @@ def l2_sp(answer) -> None:
             if case == "shuffled":
                 raise NotYet(f"{reason}; start came in another order here: find its tensors by their names") from reason
             raise
-        if names := altered(model, before):
-            raise NotYet(f"your function changed {names[0]!r} of the model; it measures, and leaves the step to the optimizer")
-        if any(not torch.equal(given[name], value) for name, value in start.items()):
-            raise NotYet("your function changed the tensors in start, and the next step needs them")
 
 
 def judge_penalty(found, model: Model, start: dict, alpha: float, beta: float, options: list[tuple[float, str]]) -> None:
@@ -513,7 +512,9 @@ def judge_penalty(found, model: Model, start: dict, alpha: float, beta: float, o
     if any(parameter.grad is not None for parameter in model.parameters()):
         raise NotYet("the number is right, but your function called backward; whoever adds it to a loss does that, once")
     if not isinstance(found, torch.Tensor):
-        raise NotYet(f"the number is right, but a {type(found).__name__} has no gradient; return a tensor, without item()")
+        raise NotYet(
+            f"the number is right, but it came as {type(found).__name__}, without a gradient; return a tensor, no item()"
+        )
     if not found.requires_grad:
         raise NotYet("the number is right, but no gradient flows back: detach(), data, state_dict() and no_grad cut it off")
     try:

@@ -177,7 +177,7 @@ networks = {
     "trained": load_backbone(profile.backbones["resnet"]).to(device),
     "random": load_backbone(profile.backbones["resnet"], pretrained=False).to(device),
 }
-figure, axes = plt.subplots(2, 16, figsize=(8, 1.5), layout="constrained")
+figure, axes = plt.subplots(2, 16, figsize=(8, 1.6), gridspec_kw={"hspace": 0.6})
 for row, (name, network) in zip(axes, networks.items(), strict=True):
     first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d)).weight.detach()
     row[0].set_title(f"{name}: first 16 filters", loc="left", fontsize=9)
@@ -198,7 +198,8 @@ show(figure, alt="First filters: the trained ones show edges and blobs, the rand
 one = networks["trained"].transform(test[0][0][None].to(device))
 stages = maps_by_side(networks["trained"], one)
 sides = [side for side in sorted(stages, reverse=True) if side >= 2][:5]
-figure, axes = plt.subplots(len(sides), 8, figsize=(8, 1.05 * len(sides)), layout="constrained")
+size = (8, 1.3 * len(sides))
+figure, axes = plt.subplots(len(sides), 8, figsize=size, gridspec_kw={"hspace": 0.3})
 for row, side in zip(axes, sides, strict=True):
     maps = stages[side][0].cpu()
     busiest = maps.flatten(1).std(dim=1).argsort(descending=True)[:8]
