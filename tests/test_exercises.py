@@ -707,7 +707,7 @@ def test_a_hint_is_not_the_solution_and_the_solution_is_right(exercise, capsys):
     solution(exercise)
     code = capsys.readouterr().out
     assert len(nudge) > 20 and "return" not in nudge and "<stub>" not in code
-    names: dict = {"torch": torch, "np": np, "Path": Path, "load": load}
+    names: dict = {"torch": torch, "np": np, "Path": Path, "load": load, "SafetensorError": SafetensorError}
     exec(code, names)
     last = ast.parse(code).body[-1]  # the function, or the assignment, that the cell is about
     name = last.name if isinstance(last, ast.FunctionDef) else last.targets[0].id

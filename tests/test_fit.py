@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     model = toy_model()
     with pytest.raises(CheckpointError, match=r"could not be written .*No space left.* unchanged"):
-        save_checkpoint(path, RunState({"epochs": 1}), model, adamw()(model), torch.amp.GradScaler("cpu", enabled=False))
+        save_checkpoint(path, RunState({"epochs": 1}, {}), model, adamw()(model), torch.amp.GradScaler("cpu", enabled=False))
     assert state_of(path) == before
     assert os.listdir(tmp_path) == ["run.pt"]
 
