@@ -11,9 +11,11 @@ from course_utils.paths import ROOT
 from course_utils.profile import get_profile
 from tests.mirror import Mirror, serve_handful
 
+QUICK = dict.fromkeys(("00", "01", "02"), ("--set", "STEPS=2")) | {"03": ("--set", "EPOCHS=2", "--set", "NET=resnet")}
+
 
 @pytest.mark.imagenet
-@pytest.mark.parametrize("lesson", ["00", "01", "02"])
+@pytest.mark.parametrize("lesson", QUICK)
 def test_lesson_in_the_imagenet_world(lesson: str, tmp_path: Path) -> None:
     served = tmp_path / "served"
     served.mkdir()
@@ -25,7 +27,7 @@ def test_lesson_in_the_imagenet_world(lesson: str, tmp_path: Path) -> None:
         # What a random network scores proves nothing: claims are written, not required.
         environment = {key: value for key, value in os.environ.items() if key != "COURSE_STRICT"} | places
         command = [sys.executable, "tools/run.py", "--profile", "imagenet", "--lessons", lesson, "--out", str(tmp_path / "out")]
-        command += ["--set", "STEPS=2", "--set", "LABELS=2"]
+        command += ["--set", "LABELS=2", *QUICK[lesson]]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"/index.json", "/images.tar.gz"} < set(mirror.requests)

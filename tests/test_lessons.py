@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from course_utils.data import augmentation
 from course_utils.paths import NOTEBOOKS
-from course_utils.training import adamw, fit, one_cycle
+from course_utils.training import adamw, constant, fit, one_cycle, unfreeze_top
 from tests.test_fit import toy_batches, toy_model, weights
 
 
@@ -34,3 +34,14 @@ def test_the_loop_by_hand_has_twenty_lines() -> None:
     (source,) = (NOTEBOOKS / "source").glob("02_*.py")
     (cell,) = [c for c in jupytext.read(source, fmt="py:percent").cells if "by-hand" in c.metadata.get("tags", [])]
     assert len(cell.source.strip().splitlines()) <= 20
+
+
+def test_the_probe_by_hand_of_lesson_03_ends_with_the_head_of_fit() -> None:
+    names = cells("03", "by-hand", torch=torch, F=F)
+    ours, by_hand = toy_model(), toy_model()
+    data = toy_batches()
+    fit(ours, data, epochs=3, optimizer=adamw(lr=0.01), schedule=constant, unfreeze=lambda model, epoch: unfreeze_top(model, 0))
+    backbone = names["freeze"](by_hand.backbone)
+    names["train_head"](by_hand.head, lambda epoch: ((backbone(x), y) for x, y in data.epoch(epoch)), epochs=3, lr=0.01)
+    assert torch.allclose(weights(ours), weights(by_hand), atol=1e-5)
+    assert not torch.allclose(weights(ours), weights(toy_model()), atol=1e-3)
