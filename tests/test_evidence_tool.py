@@ -97,11 +97,8 @@ def test_the_stored_evidence_is_of_the_lesson_as_it_stands() -> None:
     for source_path in sources:
         path = EVIDENCE / f"{source_path.stem}.csv"
         settings = json.loads(path.with_suffix(".json").read_text())
-        source = source_path.read_text("utf-8")
-        names: dict = {}
-        start = source.index("RECIPES = ")
-        exec(source[start : source.index("\n}", start) + 2], names)
+        names = evidence.definitions(source_path)
         assert settings["settings"] == names["RECIPES"]
-        assert settings["weights"] == {name: read_card(name)["sha256"] for name in evidence.definitions(source_path)["BACKBONES"]}
+        assert settings["weights"] == {name: read_card(name)["sha256"] for name in names["BACKBONES"]}
         assert sorted(pd.read_csv(path)["seed"].unique()) == settings["seeds"]
         assert len(settings["seeds"]) >= 10
