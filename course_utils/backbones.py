@@ -24,7 +24,10 @@ class WeightsError(RuntimeError):
 
 
 class Backbone(nn.Module):
-    """Pictures `(n, 3, height, width)`, already transformed, to features `(n, width)`."""
+    """Pictures `(n, 3, height, width)`, already transformed, to features `(n, width)`.
+
+    Raises `ValueError` for pictures that cannot have been through the transform: whole numbers, or not three channels.
+    """
 
     def __init__(self, name: str, layers: nn.Module, width: int, transform: Transform, card: dict | None = None) -> None:
         super().__init__()
@@ -32,6 +35,9 @@ class Backbone(nn.Module):
         self.layers = layers
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if not pictures.is_floating_point() or pictures.dim() != 4 or pictures.shape[1] != 3:
+            got = f"{pictures.dtype} of shape {tuple(pictures.shape)}"
+            raise ValueError(f"{self.name} takes float pictures (n, 3, height, width) from its own transform, not {got}")
         return self.layers(pictures)
 
 

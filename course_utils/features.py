@@ -1,7 +1,8 @@
 """Frozen features, computed once: a backbone goes over the pictures, and any number of heads learn from what came out."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,40 @@ def cached_features(backbone: Backbone, split: PictureSet, path: str | Path) -> 
 
 def stage_features(backbone: Backbone, split: PictureSet) -> list[Tensor]:
     """What stands after each of a backbone's `stages`: maps averaged over their pixels, `(n, channels)` each, on the CPU."""
-    parts = stages(backbone)
-    found: list[list[Tensor]] = [[] for _ in parts]
+    return _read_after(backbone, split, [part[-1] for part in stages(backbone)])
 
-    def reader(kept: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, maps: kept.append(maps.flatten(2).mean(dim=2).cpu() if maps.dim() == 4 else maps.cpu())
 
-    hooks = [part[-1].register_forward_hook(reader(kept)) for part, kept in zip(parts, found, strict=True)]
+def layer_features(backbone: Backbone, split: PictureSet, name: str) -> Tensor:
+    """What stands after the layer of that name: maps averaged over their pixels, `(n, channels)`, on the CPU.
+
+    Raises `ValueError` for a name that `backbone.layers` does not have.
+    """
+    layers = dict(backbone.layers.named_modules())
+    if name not in layers:
+        outer = [other for other, _ in backbone.layers.named_children()]
+        inner = next(other for other in layers if "." in other)
+        said = f"there are {', '.join(outer)}, and those within them, such as {inner!r}"
+        raise ValueError(f"{backbone.name} has no layer {name!r}; {said}")
+    return _read_after(backbone, split, [layers[name]])[0]
+
+
+def _read_after(backbone: Backbone, split: PictureSet, layers: Iterable[nn.Module]) -> list[Tensor]:
+    found: list[list[Tensor]] = []
+    hooks = []
+    for layer in layers:
+        found.append([])
+        # Averaged at once: an in-place ReLU may come next.
+        hooks.append(layer.register_forward_hook(partial(_keep_means, found[-1])))
     try:
         predict(backbone, split)
     finally:
         for hook in hooks:
             hook.remove()
     return [torch.cat(kept).float() for kept in found]
+
+
+def _keep_means(kept: list[Tensor], module: nn.Module, inputs: Any, maps: Tensor) -> None:
+    kept.append(maps.flatten(2).mean(dim=2).cpu() if maps.dim() == 4 else maps.cpu())
 
 
 def _made_from(backbone: Backbone, split: PictureSet) -> dict[str, str]:

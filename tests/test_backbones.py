@@ -129,3 +129,16 @@ def test_weights_of_another_network_are_refused(copied_weights):
 def test_a_backbone_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match="resnet_naer"):
         load_backbone("resnet_naer")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "got"),
+    [
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 1, 32, 32), r"\(2, 1, 32, 32\)"),
+        (torch.zeros(3, 32, 32), r"\(3, 32, 32\)"),
+    ],
+)
+def test_pictures_that_did_not_go_through_the_transform_are_refused(pictures, got):
+    with pytest.raises(ValueError, match=f"vgg_near takes float pictures .* from its own transform, not .*{got}"):
+        Classifier(load_backbone("vgg_near"), 10)(pictures)

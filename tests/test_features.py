@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 
 from course_utils.backbones import Backbone, centred, load_backbone
 from course_utils.evaluate import predict
-from course_utils.features import CacheError, cached_features
+from course_utils.features import CacheError, cached_features, layer_features, stage_features
 from tests.test_fit import PictureList, toy_split
 
 SPLIT = toy_split(side=32)
@@ -108,3 +108,32 @@ def test_a_spoilt_cache_is_refused(cache, spoil, why: str) -> None:
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CacheError, match=why):
         cached_features(backbone, SPLIT, path)
+
+
+def test_a_layer_is_read_by_name_as_it_was_before_the_next_one_wrote_into_it() -> None:
+    backbone = load_backbone("vgg_near").eval()
+    norm = backbone.layers[0][1]  # an in-place ReLU comes next
+    with torch.inference_mode():
+        expected = norm(backbone.layers[0][0](centred(SPLIT.pictures))).mean(dim=(2, 3))
+    found = layer_features(backbone, SPLIT, "0.1")
+    assert torch.allclose(found, expected, atol=1e-5) and (found < 0).any()
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize(("net", "pooled"), [("vgg_near", False), ("resnet_near", True)])
+def test_the_last_layer_and_the_last_stage_stand_before_the_head(net: str, pooled: bool) -> None:
+    backbone = load_backbone(net)
+    expected = predict(backbone, SPLIT)
+    read = stage_features(backbone, SPLIT)
+    assert [len(features) for features in read] == [len(SPLIT)] * 4
+    # A ResNet's last stage holds the average over the pixels; behind a VGG's there is one more pooling.
+    assert torch.allclose(read[-1], expected, atol=1e-5) == pooled
+    (*_, name) = dict(backbone.layers.named_children())
+    assert torch.equal(layer_features(backbone, SPLIT, name), expected)
+
+
+def test_a_layer_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(
+        ValueError, match=r"vgg_near has no layer 'fc7'; there are 0, 1, 2, and those within them, such as '0\.0'"
+    ):
+        layer_features(load_backbone("vgg_near"), SPLIT, "fc7")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from course_utils.data import few_shot
-from course_utils.data.digits import SPLITS, class_counts, digit_indices, handwriting, mnist, mnist_m, small_digits
+from course_utils.data import few_shot, stratified_folds
+from course_utils.data.digits import SPLITS, digit_indices, handwriting, mnist, mnist_m, small_digits
 from course_utils.data.letters import FACES, LETTERS, distance_maps, draw_letter, letters
 from course_utils.data.photos import PHOTOGRAPHS, SHORT_SIDE, patch, photographs
 from course_utils.data.splits import Split, generator
@@ -154,7 +154,7 @@ def test_faces_and_letters_are_told_apart():
 def test_few_shot_gives_so_many_of_each_class_and_moves_with_its_seed():
     train = mnist_m("train")
     few = few_shot(train, 5, seed=1)
-    assert set(class_counts(few).values()) == {5}
+    assert few.labels.bincount().tolist() == [5] * 10
     assert torch.equal(few.pictures, few_shot(train, 5, seed=1).pictures)
     assert not torch.equal(few.pictures, few_shot(train, 5, seed=2).pictures)
     assert (few.labels[1:] < few.labels[:-1]).any(), "the classes come shuffled"
@@ -166,6 +166,29 @@ def test_few_shot_refuses_what_is_not_there():
         few_shot(empty, 1, seed=0)
     with pytest.raises(ValueError, match="5 pictures a class were asked for; class '0' has 2"):
         few_shot(Split(empty.pictures, empty.labels, ("0", "1")), 5, seed=0)
+
+
+def test_folds_hold_out_every_picture_once_and_every_class_each_time():
+    labels = torch.tensor([0] * 9 + [1] * 5 + [2] * 6)[torch.randperm(20, generator=torch.Generator().manual_seed(3))]
+    folds = stratified_folds(labels, 4, seed=1)
+    assert len(folds) == 4
+    assert sorted(torch.cat(folds).tolist()) == list(range(20))
+    for held_out in folds:
+        assert labels[held_out].unique().tolist() == [0, 1, 2]
+    again, other = stratified_folds(labels, 4, seed=1), stratified_folds(labels, 4, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(folds, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(folds, other, strict=True))
+
+
+def test_folds_that_would_be_empty_or_lack_a_class_are_refused():
+    labels = torch.tensor([0, 0, 0, 2, 2])  # of a subset: class 1 has no picture, which is no fault of the folds
+    assert len(stratified_folds(labels, 2, seed=0)) == 2
+    with pytest.raises(ValueError, match="two folds or more, not 1"):
+        stratified_folds(labels, 1, seed=0)
+    with pytest.raises(ValueError, match="6 folds of 5 pictures: a fold would be empty"):
+        stratified_folds(labels, 6, seed=0)
+    with pytest.raises(ValueError, match="3 folds, but a class has 2 pictures: a fold would lack it"):
+        stratified_folds(labels, 3, seed=0)
 
 
 @pytest.mark.parametrize(

