@@ -13,7 +13,7 @@ from course_utils.data.splits import PictureSet, Split
 CHUNK = 256  # pictures at a time: enough to be fast, few enough for a small machine
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: heads learn from what comes out
 def predict(model: Classifier | Backbone, split: PictureSet) -> Tensor:
     """Logits `(n, classes)` of every picture in order, or a backbone's features `(n, width)`, on the CPU.
 

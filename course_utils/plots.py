@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from course_utils.data.splits import PictureSet
-from course_utils.evidence import estimate, unpack_hits
 
 # Okabe and Ito's palette, which people with every kind of colour vision can tell apart.
 COLOURS = {"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "blue": "#0072B2", "red": "#D55E00"}
-STARTS = {"scratch": COLOURS["black"], "far": COLOURS["orange"], "near": COLOURS["blue"]}
+START_COLOURS = {"scratch": COLOURS["black"], "far": COLOURS["orange"], "near": COLOURS["blue"]}
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -48,33 +47,6 @@ def _square(picture: Tensor, side: int) -> np.ndarray:
     edge = min(whole.size)
     left, top = (whole.width - edge) // 2, (whole.height - edge) // 2
     return np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge)))
-
-
-def accuracy_by_labels(table: pd.DataFrame, pictures: int) -> Figure:
-    """Test accuracy against labels a class, one panel a network, one line a start, with 95 % intervals.
-
-    table: rows of stored evidence with columns net, start, labels, seed and hits, over `pictures` test pictures.
-    """
-    nets = list(table["net"].unique())
-    figure, axes = plt.subplots(1, len(nets), figsize=(4 * len(nets), 3.2), sharey=True, squeeze=False, layout="constrained")
-    for axis, net in zip(axes[0], nets, strict=True):
-        for start, colour in STARTS.items():
-            part = table[(table["net"] == net) & (table["start"] == start)]
-            labels = sorted(part["labels"].unique())
-            points = [_estimate(part[part["labels"] == count], pictures) for count in labels]
-            values = [point.value for point in points]
-            axis.plot(labels, values, "o-", color=colour, label=start)
-            axis.fill_between(labels, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.15, linewidth=0)
-        axis.set(xscale="log", xticks=labels, xticklabels=labels, xlabel="labels a class", title=net, ylim=(0, 1))
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("test accuracy")
-    axes[0, -1].legend(title="start", loc="lower right")
-    return figure
-
-
-def _estimate(rows: pd.DataFrame, pictures: int):
-    return estimate([unpack_hits(text, pictures) for text in rows["hits"]], rows["seed"].tolist())
 
 
 def probability_bars(picture: Tensor, probabilities: dict[str, float]) -> Figure:

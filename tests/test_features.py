@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load, save
 
 from course_utils.backbones import Backbone, centred, load_backbone
+from course_utils.data import Split
 from course_utils.evaluate import predict
 from course_utils.features import CacheError, cached_features, layer_features, stage_features
 from tests.test_fit import PictureList, toy_split
@@ -22,8 +23,12 @@ class Counting(torch.nn.Module):
         return pictures.mean(dim=(2, 3))
 
 
+def counting() -> Backbone:
+    return Backbone("counting", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Counting()), 4, centred)
+
+
 def test_features_are_computed_once_and_read_back_to_the_bit(tmp_path) -> None:
-    backbone = Backbone("counting", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Counting()), 4, centred)
+    backbone = counting()
     expected = predict(backbone, SPLIT)
     Counting.runs = 0
     first = cached_features(backbone, SPLIT, tmp_path / "made" / "features")
@@ -32,6 +37,8 @@ def test_features_are_computed_once_and_read_back_to_the_bit(tmp_path) -> None:
     again = cached_features(backbone, SPLIT, tmp_path / "made" / "features")
     assert Counting.runs == 0
     assert torch.equal(first, expected) and torch.equal(again, expected)
+    for features in (first, again):
+        torch.nn.Linear(4, 2)(features).sum().backward()  # a head learns from either
     assert first.shape == (len(SPLIT), 4)
 
 
@@ -59,6 +66,18 @@ def other_statistics(backbone, split):
     return backbone, split
 
 
+def other_last_picture(backbone, split):
+    pictures = split.pictures.clone()
+    pictures[-1, 2, -1, -1] ^= 1
+    return backbone, Split(pictures, split.labels, split.classes)
+
+
+def other_shape(backbone, split):
+    """The same bytes in the same order, as pictures of another shape."""
+    count, channels, height, width = split.pictures.shape
+    return backbone, Split(split.pictures.reshape(count, channels, height // 2, 2 * width), split.labels, split.classes)
+
+
 def other_layers(backbone, split):
     backbone.layers = torch.nn.Sequential(*backbone.layers, torch.nn.ReLU())
     return backbone, split
@@ -76,6 +95,8 @@ def other_transform(backbone, split):
         (other_statistics, "weights"),
         (other_layers, "layers"),
         (other_transform, "transform"),
+        (other_last_picture, "pictures"),
+        (other_shape, "pictures"),
         (lambda backbone, split: (backbone, split.subset(range(50))), "pictures"),
         (lambda backbone, split: (backbone, split.subset(range(len(split))[::-1])), "pictures"),
     ],
@@ -134,6 +155,22 @@ def test_the_last_layer_and_the_last_stage_stand_before_the_head(net: str, poole
 
 def test_a_layer_that_does_not_exist_is_named_with_those_that_do() -> None:
     with pytest.raises(
-        ValueError, match=r"vgg_near has no layer 'fc7'; there are 0, 1, 2, and those within them, such as '0\.0'"
+        ValueError, match=r"vgg_near has no layer 'fc7'; there are '0', '1', '2', and those within them, such as '0\.0'$"
     ):
         layer_features(load_backbone("vgg_near"), SPLIT, "fc7")
+    with pytest.raises(ValueError, match=r"counting has no layer 'fc7'; there are '0', '1'$"):
+        layer_features(counting(), SPLIT, "fc7")
+
+
+def test_a_layer_that_runs_twice_a_picture_is_refused() -> None:
+    """torchvision's residual blocks have one ReLU in two places: what stands after it is not one row a picture."""
+    with pytest.raises(ValueError, match="resnet_near does not run that layer once a picture"):
+        layer_features(load_backbone("resnet_near"), SPLIT, "1.relu")
+
+
+def test_no_hook_stays_on_a_network_that_stopped() -> None:
+    backbone = load_backbone("vgg_near")
+    grey = Split(SPLIT.pictures[:, :1], SPLIT.labels, SPLIT.classes)
+    with pytest.raises(ValueError, match="not torch"):
+        stage_features(backbone, grey)
+    assert not any(module._forward_hooks for module in backbone.modules())

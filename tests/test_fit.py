@@ -466,3 +466,14 @@ def test_augmentation_moves_every_picture_in_its_own_way():
     pictures = torch.randn(1, 3, 8, 8).repeat(5, 1, 1, 1)
     moved = augmentation()(pictures, torch.Generator().manual_seed(0))
     assert len(torch.unique(moved.flatten(1), dim=0)) == 5
+
+
+@pytest.mark.parametrize("kind", [lambda split: split, PictureList], ids=["in memory", "read one by one"])
+def test_batches_for_another_networks_transform_are_refused_before_anything_learns(kind) -> None:
+    model = toy_model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"another transform than the model's weights need: give them model\.transform"):
+        fit(model, batches(kind(toy_split()), lambda pictures: centred(pictures) * 0.5, size=16))
+    assert torch.equal(weights(model), before)
+    fit(model, batches(kind(toy_split()), lambda pictures: centred(pictures), size=16))  # another function, the same pictures
+    assert not torch.equal(weights(model), before)

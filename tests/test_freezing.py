@@ -46,7 +46,8 @@ def sizes(model: Classifier) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("net", "count"), [("resnet_near", 4), ("vgg_near", 4), ("resnet18", 5), ("resnet50", 5), ("vgg16_bn", 6)]
+    ("net", "count"),
+    [("resnet_near", 4), ("vgg_near", 4), ("resnet18", 5), ("resnet50", 5), ("vgg16_bn", 6), ("convnext_tiny", 4)],
 )
 def test_stages_end_where_maps_get_smaller_and_hold_every_parameter_once(net: str, count: int) -> None:
     backbone = load_backbone(net, pretrained=False)
@@ -105,6 +106,14 @@ def test_unfreezing_counts_stages_from_the_top() -> None:
             unfreeze_top(model, count)
 
 
+def test_a_parameter_that_belongs_to_no_stage_is_frozen_with_the_backbone() -> None:
+    model = small()
+    model.backbone.layers.token = nn.Parameter(torch.zeros(3))
+    for count in range(5):
+        unfreeze_top(model, count)
+        assert model.backbone.layers.token.requires_grad == (count == 4)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [(gradually(), [0, 1, 2, 3, 4, 4]), (gradually(2), [0, 0, 1, 1, 2, 2]), (head_first(2), [0, 0, 4, 4, 4, 4])],
@@ -159,3 +168,18 @@ def test_rates_fall_by_a_factor_from_stage_to_stage(net: str) -> None:
     assert held == [id(parameter) for parameter in model.parameters()]
     assert [group["lr"] for group in parameter_groups(model, 0.01, factor=2.0)][-2:] == [0.01, 0.01]
     assert [group["lr"] for group in parameter_groups(model, 0.01)] == [0.01]
+    assert [group["lr"] for group in adamw(0.01, 0.5, factor=2.0)(model).param_groups] == [group["lr"] for group in groups]
+
+
+@pytest.mark.parametrize(
+    "mistaken",
+    [
+        lambda model: parameter_groups(model, 0.01, factor=0.0),
+        lambda model: adamw(-0.01)(model),
+        lambda model: sgd(0.1, head_lr=-0.1)(model),
+        lambda model: gradually(0),
+    ],
+)
+def test_rates_and_schedules_that_make_no_sense_are_refused(mistaken) -> None:
+    with pytest.raises(ValueError, match=r"not (lr=|after 0)"):
+        mistaken(small())

@@ -1,11 +1,17 @@
 """What lessons build by hand does what the package does: the lessons' own cells are executed, not copies of them."""
 
 import jupytext
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
 import torch
 import torch.nn.functional as F
 
 from course_utils.data import augmentation
+from course_utils.evidence import estimate, pack_hits, unpack_hits
 from course_utils.paths import NOTEBOOKS
+from course_utils.plots import START_COLOURS
 from course_utils.training import adamw, constant, fit, one_cycle, unfreeze_top
 from tests.test_fit import toy_batches, toy_model, weights
 
@@ -45,3 +51,25 @@ def test_the_probe_by_hand_of_lesson_03_ends_with_the_head_of_fit() -> None:
     names["train_head"](by_hand.head, lambda epoch: ((backbone(x), y) for x, y in data.epoch(epoch)), epochs=3, lr=0.01)
     assert torch.allclose(weights(ours), weights(by_hand), atol=1e-5)
     assert not torch.allclose(weights(ours), weights(toy_model()), atol=1e-3)
+
+
+def test_the_curves_of_lesson_00_are_the_means_of_the_seeds() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"net": net, "start": start, "labels": labels, "seed": seed, "hits": pack_hits(rng.random(1000) < 0.3 + 0.005 * labels)}
+        for net in ("vgg", "resnet")
+        for start in ("scratch", "far", "near")
+        for labels in (100, 20, 5)
+        for seed in (0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    names = {"plt": plt, "START_COLOURS": START_COLOURS, "estimate": estimate, "unpack_hits": unpack_hits}
+    names |= {"NETS": ("vgg", "resnet"), "STARTS": ("scratch", "far", "near"), "SIZES": (5, 20, 100)}
+    figure = cells("00", "curves", **names)["accuracy_by_labels"](table)
+    assert [axis.get_title() for axis in figure.axes] == ["vgg", "resnet"]
+    line = figure.axes[1].lines[1]
+    assert line.get_label() == "far" and line.get_xdata().tolist() == [5, 20, 100]
+    part = table[(table.net == "resnet") & (table.start == "far") & (table.labels == 5)]
+    mean = np.mean([unpack_hits(text, 1000).mean() for text in part.hits])
+    assert line.get_ydata()[0] == pytest.approx(mean)
+    assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()

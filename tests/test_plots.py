@@ -12,11 +12,9 @@ from PIL import Image
 
 from course_utils import plots
 from course_utils.data import Split
-from course_utils.evidence import pack_hits
 from course_utils.plots import (
     COLOURS,
-    STARTS,
-    accuracy_by_labels,
+    START_COLOURS,
     as_png,
     chooser,
     drawing_pad,
@@ -59,31 +57,13 @@ def test_a_grid_shows_the_pictures_of_each_set_whatever_their_size():
     assert [axis.images[0].get_array().shape for axis in figure.axes] == [(64, 192, 3), (64, 192, 3)]
 
 
-def test_accuracy_by_labels_draws_the_mean_of_the_seeds():
-    rng = np.random.default_rng(0)
-    rows = [
-        {"net": net, "start": start, "labels": labels, "seed": seed, "hits": pack_hits(rng.random(50) < 0.3 + 0.005 * labels)}
-        for net in ("vgg", "resnet")
-        for start in STARTS
-        for labels in (100, 5)
-        for seed in (0, 1)
-    ]
-    table = pd.DataFrame(rows)
-    figure = accuracy_by_labels(table, pictures=50)
-    assert [axis.get_title() for axis in figure.axes] == ["vgg", "resnet"]
-    line = figure.axes[1].lines[1]
-    assert line.get_label() == "far" and line.get_xdata().tolist() == [5, 100]
-    part = table[(table.net == "resnet") & (table.start == "far") & (table.labels == 5)]
-    mean = np.mean([np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=50).mean() for text in part.hits])
-    assert line.get_ydata()[0] == pytest.approx(mean)
-    assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
-
-
 def test_the_colours_are_distinct_also_without_colour():
     """Lines that differ in lightness can be told apart in print and by every reader."""
-    lightness = sorted(np.dot([int(colour[i : i + 2], 16) for i in (1, 3, 5)], [0.3, 0.59, 0.11]) for colour in STARTS.values())
+    lightness = sorted(
+        np.dot([int(colour[i : i + 2], 16) for i in (1, 3, 5)], [0.3, 0.59, 0.11]) for colour in START_COLOURS.values()
+    )
     assert np.diff(lightness).min() > 40
-    assert set(STARTS.values()) <= set(COLOURS.values())
+    assert set(START_COLOURS.values()) <= set(COLOURS.values())
 
 
 def test_probability_bars_have_the_length_of_the_probabilities():

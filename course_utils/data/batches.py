@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from course_utils.data.splits import PictureSet, Split
 
@@ -109,19 +109,6 @@ class Transformed(Dataset):
         return self.transform(picture), label
 
 
-class _EpochOrder(Sampler[int]):
-    """The order of one epoch, set anew before each."""
-
-    def __init__(self) -> None:
-        self.indices: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-
 class LoaderBatches:
     """Batches of pictures too many for the device: read by workers, pinned, copied without blocking."""
 
@@ -136,9 +123,9 @@ class LoaderBatches:
         device: torch.device,
         workers: int,
     ) -> None:
-        self.count, self.size, self.steps = len(pictures), size, steps
+        self.count, self.size, self.steps, self.transform = len(pictures), size, steps, transform
         self.augment, self.seed, self.device, self.data = augment, seed, device, _name_of(pictures)
-        self.order = _EpochOrder()
+        self.order: list[int] = []  # of one epoch, set anew before each
         self.loader = DataLoader(
             Transformed(pictures, transform),
             batch_size=size,
@@ -155,7 +142,7 @@ class LoaderBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         generator = _generator(self.seed, epoch)
-        self.order.indices = _order(self.count, self.steps * self.size, generator).tolist()
+        self.order[:] = _order(self.count, self.steps * self.size, generator).tolist()
         for pictures, labels in self.loader:
             pictures = pictures.to(self.device, non_blocking=True)
             if self.augment is not None:

@@ -92,11 +92,8 @@ def _unpacked(source: _Source) -> Path:
     """The root in which torchvision finds the data set: fetched and unpacked at the first call, whole or not at all."""
     origins = [locate(f"{source.folder}/{url.rsplit('/', 1)[1]}", url, f"md5:{md5}") for url, md5 in source.files]
     # Named by the digests, so that what a mirror served never passes for the original.
-    root = (
-        cache_folder()
-        / "data"
-        / f"{source.folder}-{hashlib.sha256(repr(sorted(d for _, d in origins)).encode()).hexdigest()[:8]}"
-    )
+    digests = repr(sorted(digest for _, digest in origins)).encode()
+    root = cache_folder() / "data" / f"{source.folder}-{hashlib.sha256(digests).hexdigest()[:8]}"
     if root.exists():
         return root
     files = [fetch(url, digest, cache_folder() / "archives" / source.folder) for url, digest in origins]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from course_utils.data.batches import Batches
+from course_utils.data.batches import Batches, Transform
 from course_utils.training.checkpoint import RunState, load_checkpoint, save_checkpoint, trained_parameters
 from course_utils.training.freezing import Unfreezing, train_mode
 from course_utils.training.optimizers import OptimizerRecipe, Schedule, adamw, one_cycle
@@ -50,9 +50,10 @@ def fit(
     the seconds of the epoch.
 
     Raises `FloatingPointError` where a loss is not finite, naming the step; `CheckpointError` for a checkpoint of
-    another run; `ValueError` for settings that make no sense.
+    another run; `ValueError` for settings that make no sense, or batches that come through another transform than the model's.
     """
     _check_settings(epochs, validate, patience, precision, clip)
+    _check_transforms(getattr(model, "transform", None), getattr(batches, "transform", None))
     device = next(model.parameters()).device
     model.to(memory_format=torch.channels_last)
     if unfreeze is not None:
@@ -138,6 +139,14 @@ def _check_settings(epochs: int, validate: object, patience: int | None, precisi
         raise ValueError("early stopping needs validate=... and a patience of one epoch or more")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip is a norm and must be positive, not {clip}")
+
+
+def _check_transforms(needed: Transform | None, given: Transform | None) -> None:
+    if needed is given or needed is None or given is None:
+        return
+    sample = torch.randint(256, (3, 48, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    if not torch.equal(needed(sample), given(sample)):
+        raise ValueError("the batches come through another transform than the model's weights need: give them model.transform")
 
 
 def _has_stopped(run: RunState, patience: int | None) -> bool:

@@ -27,7 +27,7 @@ def stages(backbone: Backbone) -> list[nn.ModuleList]:
     """The layers of a backbone from input to output, in parts: a new one begins where the maps get smaller."""
     parts: list[list[nn.Module]] = [[]]
     for layer in _in_order(backbone.layers):
-        if isinstance(layer, nn.MaxPool2d) or getattr(layer, "stride", 1) == 2:
+        if isinstance(layer, nn.MaxPool2d) or getattr(layer, "stride", 1) in (2, (2, 2)):
             parts.append([])
         parts[-1].append(layer)
     return [part for part in map(nn.ModuleList, parts) if list(part.parameters())]
@@ -42,12 +42,15 @@ def unfreeze_top(model: Classifier, count: int) -> None:
     if not 0 <= count <= len(parts):
         raise ValueError(f"{model.backbone.name} has {len(parts)} stages: unfreeze 0 to {len(parts)} of them, not {count}")
     model.requires_grad_(True)
-    for part in parts[: len(parts) - count]:
-        part.requires_grad_(False)
+    model.backbone.requires_grad_(count == len(parts))  # with it, parameters that belong to no stage
+    for part in parts[len(parts) - count :]:
+        part.requires_grad_(True)
 
 
 def gradually(every: int = 1) -> Unfreezing:
     """Gradual unfreezing (Howard and Ruder 2018): the head alone, then one more stage from the top after `every` epochs."""
+    if every < 1:
+        raise ValueError(f"one more stage after every epoch, or after more of them, not after {every}")
     return lambda model, epoch: unfreeze_top(model, min(epoch // every, len(stages(model.backbone))))
 
 

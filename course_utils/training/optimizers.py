@@ -22,8 +22,10 @@ def parameter_groups(model: Classifier, lr: float, head_lr: float | None = None,
 
     The last stage has the rate `lr`, each one below it a `factor` less (discriminative rates: Howard and Ruder 2018 take
     2.6); the head has `head_lr`, or else `lr`. What is frozen has its place too, so that it can be unfrozen later: an
-    optimizer passes over parameters without a gradient.
+    optimizer passes over parameters without a gradient. Raises `ValueError` for a rate below 0 or a factor that is not above.
     """
+    if min(lr, head_lr or 0.0) < 0 or factor <= 0:
+        raise ValueError(f"rates are 0 or more and the factor above 0, not lr={lr}, head_lr={head_lr}, factor={factor}")
     if head_lr is None and factor == 1:
         return [{"params": list(model.parameters()), "lr": lr}]
     parts = stages(model.backbone) if factor != 1 else [model.backbone]

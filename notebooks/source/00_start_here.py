@@ -28,6 +28,7 @@ for row in environment():
 # %% tags=["setup"]
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torchvision.io import write_png
 from torchvision.transforms.v2.functional import resize
@@ -39,7 +40,7 @@ from course_utils.evaluate import hits
 from course_utils.evidence import Claims, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
 from course_utils.plots import (
-    accuracy_by_labels,
+    START_COLOURS,
     drawing_pad,
     picture_grid,
     probability_bars,
@@ -240,10 +241,35 @@ def validation_accuracy(start, net, labels, lr, steps, seed):
     return hits(model, valid).float().mean().item()
 
 
+# %% tags=["curves"]
+def accuracy_by_labels(table):
+    """Test accuracy against labels a class: a panel for each network, a line for each start, 95 % intervals."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axis, net in zip(axes, NETS, strict=True):
+        for start in STARTS:
+            part = table[(table["net"] == net) & (table["start"] == start)]
+            points = []
+            for count in SIZES:
+                rows = part[part["labels"] == count]
+                found = [unpack_hits(text, 1000) for text in rows["hits"]]
+                points.append(estimate(found, rows["seed"].tolist()))
+            colour, values = START_COLOURS[start], [point.value for point in points]
+            axis.plot(SIZES, values, "o-", color=colour, label=start)
+            low, high = [point.low for point in points], [point.high for point in points]
+            axis.fill_between(SIZES, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xticks=SIZES, xticklabels=SIZES, xlabel="labels a class")
+        axis.set(title=net, ylim=(0, 1))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy")
+    axes[1].legend(title="start", loc="lower right")
+    return figure
+
+
 # %%
 table = stored("00_start_here")
 show(
-    accuracy_by_labels(table, pictures=1000),
+    accuracy_by_labels(table),
     alt="Test accuracy rises with the number of labels a class, most from scratch; near letters lie above far letters, far above scratch.",
 )
 stored_claims(table, claims)
