@@ -1,11 +1,15 @@
 """The checks of lesson 03 against answers that are right, wrong and missing."""
 
 import copy
+import hashlib
+import io
 import random
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -312,6 +316,64 @@ def read_without_gradients(network, layer, pictures):
     return read()(network, layer, pictures)
 
 
+def note(of_network=lambda network: network.state_dict(), of_pictures=lambda pictures, transform: transform(pictures)):
+    """An answer to 03.5: what is taken of the network, as a dict, and of the pictures."""
+
+    def my_note(network, transform, pictures):
+        digest = hashlib.sha256()
+        for name, value in of_network(network).items():
+            digest.update(f"{name} {value.dtype}".encode() + value.detach().numpy().tobytes())
+        digest.update(of_pictures(pictures, transform).numpy().tobytes())
+        return digest.hexdigest()
+
+    return my_note
+
+
+def note_in_safetensors(network, transform, pictures):
+    tensors = {name: value.clone() for name, value in network.state_dict().items()}
+    return hashlib.md5(save(tensors | {"pictures": transform(pictures)})).hexdigest()
+
+
+def note_in_parts(network, transform, pictures):
+    sample = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8)
+    parts = [value.tolist() for value in network.state_dict().values()]
+    return repr(parts) + repr(transform(sample).tolist()) + repr(pictures.tolist())
+
+
+def note_in_torch(network, transform, pictures):
+    file = io.BytesIO()
+    torch.save([network.state_dict(), transform(pictures)], file)
+    return str(zlib.crc32(file.getvalue()))
+
+
+def note_by_print(network, transform, pictures):
+    return f"{network.state_dict()} {transform(pictures).tolist()}"
+
+
+def note_by_sum(network, transform, pictures):
+    return str([value.double().sum().item() for value in [*network.state_dict().values(), transform(pictures)]])
+
+
+def note_by_hash(network, transform, pictures):
+    return str(hash(note_in_parts(network, transform, pictures)))
+
+
+def note_by_features(network, transform, pictures):
+    with torch.no_grad():
+        return repr(network(transform(pictures)).tolist())
+
+
+def note_in_place(network, transform, pictures):
+    made = note()(network, transform, pictures)
+    pictures.zero_()
+    return made
+
+
+def note_and_reset(network, transform, pictures):
+    network.stem[1].reset_running_stats()
+    return note()(network, transform, pictures)
+
+
 # exercise: answers that are right, in several styles
 RIGHT = {
     "03.1": [freeze, freeze_in_loops, freeze_batch_norm, torch.inference_mode()(lambda network: freeze(network))],
@@ -333,6 +395,13 @@ RIGHT = {
         read_in_loops,
         wrap_forward(off=True),
         torch.inference_mode()(read()),
+    ],
+    "03.5": [
+        note(),
+        note(of_pictures=lambda pictures, transform: transform(pictures).double()),
+        note_in_safetensors,
+        note_in_parts,
+        note_in_torch,
     ],
 }
 # exercise: [(a plausible wrong answer, a word of the reason that must help)]
@@ -454,6 +523,31 @@ WRONG = {
         (lambda network, layer, pictures: layer(pictures), "stopped with RuntimeError"),
         (lambda network, layer, pictures: [part(pictures) for part in network], "stopped with TypeError"),
         (lambda *a: None, "a tensor, not NoneType"),
+    ],
+    "03.5": [
+        (lambda network, transform, pictures: "features", "the pictures came in another order, and the note was the same"),
+        (note(of_pictures=lambda pictures, transform: pictures), "the transform subtracted another number"),
+        (note(of_pictures=lambda pictures, transform: transform(pictures)[:-1]), "one pixel of the last picture was another"),
+        (note(of_pictures=lambda pictures, transform: transform(pictures).double().sum(dim=0)), "another order"),
+        (note(lambda network: dict(network.named_parameters())), "a running mean of batch norm, in 'block.1.running_mean'"),
+        (
+            note(lambda network: {n: v for n, v in network.state_dict().items() if "." in n}),
+            "a parameter that belongs to no layer",
+        ),
+        (note(lambda network: network.stem.state_dict()), "the filters of a layer had changed places"),
+        (note(lambda network: {}), "the filters of a layer had changed places"),
+        (note_by_sum, "the pictures came in another order"),
+        (note_by_print, "was another in its fifth digit"),
+        (note_by_hash, "in other objects as after a restart"),
+        (lambda network, transform, pictures: str(id(network)), "in other objects as after a restart"),
+        (lambda *given: note()(*given) + repr(given[1]), "in other objects as after a restart"),
+        (lambda *given: note()(*given) + str(random.random()), "in other objects as after a restart"),
+        (note_by_features, "pictures went through the network"),
+        (note_in_place, "changed the pictures themselves"),
+        (note_and_reset, "a note changes nothing"),
+        (lambda *given: note()(*given).encode(), "a str, not bytes"),
+        (lambda network, transform, pictures: None, "a str, not NoneType"),
+        (lambda network, transform, pictures: hashlib.sha256(network), "stopped with TypeError"),
     ],
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from unittest import mock
 
 import numpy as np
 import torch
@@ -359,6 +360,74 @@ def after_layer(answer) -> None:
                 raise NotYet(f"right, but the forward of {name!r} is still yours; put the old one back")
 
 
+def transform_by(centre: float, scale: float):
+    """A transform of uint8 pictures, a new object at every call."""
+    return lambda pictures: (pictures.float() / 255 - centre) / scale
+
+
+def changed(values: torch.Tensor) -> torch.Tensor:
+    """The same numbers but one, which is another in its fifth digit."""
+    values = values.clone()
+    values.view(-1)[random.randrange(values.numel())] *= 1 + 1e-5
+    return values
+
+
+def note(answer) -> None:
+    network, n = drawn_network(), random.randint(11, 14)
+    pictures = torch.randint(256, (n, 3, 9, 8)).to(torch.uint8)
+    centre, scale = random.uniform(0.3, 0.6), random.uniform(0.2, 0.4)
+    original, alive = hash, []  # an object that is gone may leave its address to the next
+
+    def noted(state, pictures, centre=centre, scale=scale, session=0) -> str:
+        mine = copy.deepcopy(network)
+        mine.load_state_dict(state)
+        transform, given = transform_by(centre, scale), pictures.clone()
+        alive.append((mine, transform))
+        runs: list[int] = []
+        for module in mine.modules():
+            module.register_forward_pre_hook(lambda module, inputs: runs.append(1))
+        # As in another session, in which `hash` gives other numbers.
+        with mock.patch("builtins.hash", lambda thing: original(thing) ^ session):
+            found = call_alone(answer, mine, transform, given)
+        if not isinstance(found, str):
+            raise NotYet(f"a text is expected, a str, not {type(found).__name__}")
+        if runs:
+            raise NotYet("pictures went through the network: that is the cost which a cache saves")
+        if names := altered(mine, state):
+            raise NotYet(f"{names[0]!r} is not what it was; a note changes nothing")
+        if not torch.equal(given, pictures):
+            raise NotYet("your function changed the pictures themselves, and whoever gave them needs them")
+        return found
+
+    state = state_of(network)
+    first = noted(state, pictures)
+    if noted(state, pictures, session=random.getrandbits(30)) != first:
+        raise NotYet(
+            "the same weights, transform and pictures got another note, in other objects as after a restart: "
+            "go by the numbers, not by id, hash or repr of an object"
+        )
+    other = pictures.clone()
+    other[-1, random.randrange(3), -1, -1] ^= 1
+    weights = [name for name, _ in network.named_parameters()]
+    ones = [("block.1.running_mean", "a running mean of batch norm"), ("scale", "a parameter that belongs to no layer")]
+    ones += [(name, "a weight") for name in (weights[0], "block.3.weight")]
+    cases = [
+        ({"pictures": pictures.flip(0)}, "the pictures came in another order"),
+        ({"pictures": other}, "one pixel of the last picture was another"),
+        ({"pictures": pictures[:-1]}, "the last picture was missing"),
+        ({"centre": centre * 1.01}, "the transform subtracted another number"),
+        ({"scale": scale * 1.01}, "the transform divided by another number"),
+        ({"state": state | {"block.0.weight": state["block.0.weight"].flip(0)}}, "the filters of a layer had changed places"),
+        *(
+            ({"state": state | {name: changed(state[name])}}, f"{what}, in {name!r}, was another in its fifth digit")
+            for name, what in ones
+        ),
+    ]
+    for change, what in cases:
+        if noted(**({"state": state, "pictures": pictures} | change)) == first:
+            raise NotYet(f"{what}, and the note was the same: a stale cache would be used")
+
+
 EXERCISES = {
     "03.1": Exercise(
         freeze,
@@ -379,5 +448,10 @@ EXERCISES = {
         after_layer,
         "layer.register_forward_hook(f) has f(module, inputs, output) called, and gives a handle, whose remove() takes it off. "
         "Average inside f: the layer after may write into the same memory. What f keeps in a list outlives it.",
+    ),
+    "03.5": Exercise(
+        note,
+        "network.state_dict() has every number, running means too. value.numpy().tobytes() makes bytes of a tensor, and "
+        "digest.update(bytes) takes them in. transform(pictures) follows from transform and pictures: one more tensor.",
     ),
 }
