@@ -11,7 +11,10 @@ from course_utils.paths import ROOT
 from course_utils.profile import get_profile
 from tests.mirror import Mirror, serve_handful
 
-QUICK = dict.fromkeys(("00", "01", "02"), ("--set", "STEPS=2")) | {"03": ("--set", "EPOCHS=2", "--set", "NET=resnet")}
+QUICK = dict.fromkeys(("00", "01", "02", "04"), ("--set", "STEPS=2"))
+QUICK["03"] = ("--set", "EPOCHS=2", "--set", "NET=resnet")
+QUICK["05"] = ("--set", "STEPS=2", "--set", "SCORED=resnet")
+QUICK["06"] = ("--set", "STEPS=2", "--set", "BUDGET=4")
 
 
 @pytest.mark.imagenet
