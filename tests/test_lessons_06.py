@@ -90,7 +90,7 @@ def test_without_optuna_the_lesson_says_how_to_get_it_and_goes_on(
 
     names |= {"NET": "resnet", "SEED": 0, "LABELS": 2, "BUDGET": 1, "read": lambda net, split: [0]}
     names["problem"] = lambda *arguments: (lambda **setting: 0.5, lambda **setting: 0.4)
-    names["SEARCHES"] = {"random": lambda score, *rest: [({"C": 1.0}, score(C=1.0))], "Optuna": no_search}
+    names["SEARCHES"] = {"random": lambda score, *rest: [({"stage": 0, "C": 1.0}, score(C=1.0))], "Optuna": no_search}
     cells("06", "once", **names)
     names |= {"Once": cells("06", "once")["Once"]}
     cells("06", "searches", **names)

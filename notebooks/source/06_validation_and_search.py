@@ -214,7 +214,7 @@ show(figure, alt="Two histograms around zero: scores on one fold lie wide, on al
 claims(
     "The score on one fold is further off than the score on all folds",
     compare(*([abs(value)[None] for value in off[name]] for name in off), draws),
-    rule="low > 0",
+    rule="value > 0",
 )
 
 # %% [markdown]
