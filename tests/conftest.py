@@ -18,6 +18,8 @@ _spec = importlib.util.spec_from_file_location("network_guard", Path(GUARD) / "s
 assert _spec is not None and _spec.loader is not None
 _spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
+pytest.register_assert_rewrite("tests.exercise_tests")
+
 # Claims that do not hold fail in the session's notebooks.
 os.environ.setdefault("COURSE_STRICT", "1")
 

@@ -15,8 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from course_utils.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, check, checks_of, grade, hint, solution
+from course_utils.exercises import CORRECT, NOT_ATTEMPTED, check, checks_of, grade, hint, solution
 from course_utils.paths import ROOT
+from tests.exercise_tests import (  # noqa: F401
+    each,
+    pytest_generate_tests,
+    test_a_right_answer_is_correct,
+    test_a_wrong_answer_is_not_yet_correct_and_learns_why,
+)
 
 DIFFERS = {
     "plain digits -> digits on photographs": "domain",
@@ -650,32 +656,11 @@ WRONG = {
 STUBS = {exercise: [..., lambda *arguments: ...] for exercise in RIGHT} | {"01.1": [..., dict.fromkeys(DIFFERS, ...)]}
 
 
-def each(answers):
-    return [pytest.param(id, answer, id=f"{id}-{n}") for id, found in answers.items() for n, answer in enumerate(found)]
-
-
 def test_every_exercise_has_its_answers_here():
     lessons = [path.stem for path in sorted((ROOT / "notebooks/checks").glob("*.py"))]
     lessons = [lesson for lesson in lessons if not (ROOT / f"tests/test_exercises_{lesson}.py").exists()]  # have their own
     assert {id for lesson in lessons for id in checks_of(lesson)} == set(RIGHT) == set(WRONG)
     assert min(len(cases) for cases in WRONG.values()) >= 3
-
-
-@pytest.mark.parametrize(("exercise", "answer"), each(RIGHT))
-def test_a_right_answer_is_correct(exercise, answer):
-    for _ in range(5):
-        outcome = grade(exercise, answer)
-        assert outcome.status == CORRECT, outcome.message
-
-
-@pytest.mark.parametrize(("exercise", "case"), each(WRONG))
-def test_a_wrong_answer_is_not_yet_correct_and_learns_why(exercise, case):
-    answer, reason = case
-    for seed in range(5):
-        torch.manual_seed(seed)
-        outcome = grade(exercise, answer)
-        assert outcome.status == NOT_YET
-        assert reason in outcome.message
 
 
 @pytest.mark.parametrize(("exercise", "stub"), each(STUBS))

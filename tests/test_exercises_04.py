@@ -1,10 +1,8 @@
 """The checks of lesson 04 against answers that are right, wrong and missing."""
 
 import copy
-import random
 
 import numpy as np
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -13,8 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from course_utils.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, checks_of, grade, hint
-from tests.test_exercises import each
+from tests.exercise_tests import *  # noqa: F403
 
 
 def groups(
@@ -372,39 +369,3 @@ WRONG = {
         (lambda *a: None, "nothing came back"),
     ],
 }
-
-
-def test_every_exercise_of_the_lesson_has_its_answers_here():
-    assert set(checks_of("04")) == set(RIGHT) == set(WRONG)
-
-
-@pytest.mark.parametrize(("exercise", "answer"), each(RIGHT))
-def test_a_right_answer_is_correct(exercise, answer):
-    for _ in range(5):
-        outcome = grade(exercise, answer)
-        assert outcome.status == CORRECT, outcome.message
-
-
-@pytest.mark.parametrize(("exercise", "case"), each(WRONG))
-def test_a_wrong_answer_is_not_yet_correct_and_learns_why(exercise, case):
-    answer, reason = case
-    for seed in range(5):
-        random.seed(seed)
-        torch.manual_seed(seed)
-        outcome = grade(exercise, answer)
-        assert outcome.status == NOT_YET
-        assert reason in outcome.message
-
-
-@pytest.mark.parametrize("exercise", RIGHT)
-def test_a_stub_is_not_attempted(exercise):
-    for stub in (..., lambda *arguments: ...):
-        outcome = grade(exercise, stub)
-        assert outcome.status == NOT_ATTEMPTED and f'hint("{exercise}")' in outcome.message
-
-
-@pytest.mark.parametrize("exercise", RIGHT)
-def test_a_hint_is_no_solution(exercise, capsys):
-    hint(exercise)
-    nudge = capsys.readouterr().out
-    assert len(nudge) > 20 and "return" not in nudge

@@ -8,8 +8,9 @@ import pytest
 import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from course_utils.exercises import CORRECT, NOT_ATTEMPTED, NOT_YET, checks_of, grade, hint
-from tests.test_exercises import each
+from tests.exercise_tests import *  # noqa: F403
+
+pytestmark = pytest.mark.filterwarnings("ignore:The least populated class")
 
 
 def cross_validate(
@@ -351,42 +352,4 @@ WRONG = {
         (lambda scores, patience: None, "not NoneType"),
     ],
 }
-
-
-def test_every_exercise_of_the_lesson_has_its_answers_here():
-    assert set(checks_of("06")) == set(RIGHT) == set(WRONG)
-
-
-@pytest.mark.parametrize(("exercise", "answer"), each(RIGHT))
-def test_a_right_answer_is_correct(exercise, answer):
-    for seed in range(12):
-        random.seed(seed)
-        torch.manual_seed(seed)
-        outcome = grade(exercise, answer)
-        assert outcome.status == CORRECT, outcome.message
-
-
-@pytest.mark.filterwarnings("ignore:The least populated class")
-@pytest.mark.parametrize(("exercise", "case"), each(WRONG))
-def test_a_wrong_answer_is_not_yet_correct_and_learns_why(exercise, case):
-    answer, reason = case
-    for seed in range(5):
-        random.seed(seed)
-        torch.manual_seed(seed)
-        outcome = grade(exercise, answer)
-        assert outcome.status == NOT_YET
-        assert reason in outcome.message
-
-
-@pytest.mark.parametrize("exercise", RIGHT)
-def test_a_stub_is_not_attempted(exercise):
-    for stub in (..., lambda *arguments: ...):
-        outcome = grade(exercise, stub)
-        assert outcome.status == NOT_ATTEMPTED and f'hint("{exercise}")' in outcome.message
-
-
-@pytest.mark.parametrize("exercise", RIGHT)
-def test_a_hint_is_no_solution(exercise, capsys):
-    hint(exercise)
-    nudge = capsys.readouterr().out
-    assert len(nudge) > 20 and "return" not in nudge
+REPEATS = 12
