@@ -15,6 +15,7 @@ import torch
 from course_utils.backbones import Classifier, load_backbone
 from course_utils.data.batches import batches
 from course_utils.data.splits import Split
+from course_utils.evaluate import predict
 from tools import bench, bench_races, bench_rows
 from tools.bench_rows import Contest, Setting
 
@@ -235,7 +236,7 @@ def test_the_cached_probe_computes_its_features_within_its_time_and_sets_the_goa
     def usual(race: bench_races.Race, epochs: int) -> None:
         goals.append(race.goal)
         learned.append(race.data.split.pictures.numpy().tobytes())  # type: ignore[attr-defined]
-        assert race.every == len(race) == 1 and epochs == 7
+        assert race.every == len(race) == 1 and epochs == 7 and race.go_on
         FakeTraining(time, monkeypatch, 4)(race, epochs)
 
     train, valid = few_labels
@@ -243,9 +244,12 @@ def test_the_cached_probe_computes_its_features_within_its_time_and_sets_the_goa
     monkeypatch.setattr(bench_races, "predict", time.costs(70, lambda backbone, split: torch.zeros(30, 8)))
     monkeypatch.setattr(bench_races, "usual_probe", usual)
     row = bench.measure(bench_races.probes(setting, train, valid, epochs=7)[0], runs=2)
-    assert (row.ours, row.other, row.ratio, row.goal) == (2, 3, 1.5, 20)
+    assert (row.ours, row.other, row.ratio, row.goal) == (2, 7, 3.5, 20)
     assert goals == [10] * 3  # all in one class, of three
-    assert row.note == "validation accuracy 0.333; the usual one reached it in 2 of 2 turns, after 3 of 7 epochs"
+    assert row.note == (
+        "validation accuracy 0.333 and, after 7 epochs, 0.056; "
+        "1.50 times, were the usual one stopped as soon as it is as accurate"
+    )
     assert learned[::2] == learned[1::2] and len(set(learned)) == 3
 
 
@@ -276,11 +280,56 @@ def test_fastai_counts_with_its_best_rate_and_the_search_is_off_the_clock(
 
     fastai.fine_tune = fine_tune
     monkeypatch.setattr(bench_races, "fit", lambda model, race, **_: FakeTraining(time, monkeypatch, 14)(race, 10))
+    monkeypatch.setattr(bench_races, "cached_probe", time.costs(6, bench_races.cached_probe))
     monkeypatch.setattr(bench_races, "GOAL", 2.7)  # of 30 pictures: 81 right
-    row = bench.measure(bench_races.fine_tunings(setting, *few_labels)[0], runs=1)
-    assert fastai.rates == [1e-3, 3e-3, 1e-2, 0.5] * 2
-    assert (row.ours, row.other, row.ratio) == (6, 3, 0.5)
-    assert row.note == "fit reached it in 1 of 1 turns, fastai in 1 of 1 turns"
+    row = bench.measure(bench_races.fine_tunings(setting, *few_labels)[1], runs=1)
+    assert fastai.rates == [1e-3, 3e-3, 1e-2, 0.5] * 4  # two sizes of batches, two turns
+    assert (row.ours, row.other, row.ratio) == (6 + 6, 3, 0.25)
+    assert row.note == (
+        "fit reached it in 1 of 1 turns, after 6 steps, fastai in 1 of 1 turns; 0.50 times, were fit to train all at once"
+    )
+
+
+def test_a_rate_of_fastai_that_is_slower_than_its_best_is_not_run_to_the_end(
+    setting: Setting, few_labels: tuple[Split, Split], fastai: SimpleNamespace, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def fine_tune(model: Classifier, race: bench_races.Race, folder: Path, epochs: int, rate: float) -> None:
+        try:
+            FakeTraining(time, monkeypatch, 9 if rate == 1e-3 else 0)(race, 30)
+        finally:
+            ran.append(race.steps)
+
+    fastai.fine_tune = fine_tune
+    monkeypatch.setattr(bench_races, "GOAL", 2.7)  # of 30 pictures: 81 right
+    assert bench_races.fine_tunings(setting, *few_labels)[0].other(0) == 9
+    assert ran == [9, 12, 12, 12] * 2  # the first look after 9 seconds
+
+
+def test_lp_ft_starts_from_a_probe_that_is_made_on_the_clock(
+    setting: Setting, few_labels: tuple[Split, Split], fastai: SimpleNamespace, time: FakeTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, valid = few_labels
+    probes = []
+
+    def probe(*given: object) -> object:
+        probes.append(made(*given))
+        return probes[-1]
+
+    def fit(model: Classifier, race: bench_races.Race, **_: object) -> None:
+        features = predict(model.backbone, valid)
+        if probes:  # the plain recipe, which comes first, has none
+            with torch.no_grad():
+                assert (model.head(features).argmax(dim=1).numpy() == probes[-1].predict(features.numpy())).all()
+        FakeTraining(time, monkeypatch, 14)(race, 10)
+
+    made = bench_races.cached_probe
+    monkeypatch.setattr(bench_races, "cached_probe", time.costs(5, probe))
+    monkeypatch.setattr(bench_races, "fit", fit)
+    monkeypatch.setattr(bench_races, "GOAL", 2.7)  # of 30 pictures: 81 right
+    contest = bench_races.fine_tunings(setting, *few_labels)[0]
+    assert contest.ours(0) == 5 + 6 and len(probes) == 1
 
 
 def test_who_never_gets_there_takes_forever_if_it_is_us_and_all_its_time_if_it_is_fastai(
