@@ -4,7 +4,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student_t
-from tqdm.auto import tqdm
 
 from course_utils.paths import EVIDENCE, write_whole
 
@@ -37,11 +36,6 @@ class Estimate:
     def __str__(self) -> str:
         seeds = f"{self.n} seeds" if self.n > 1 else "one seed: the interval is over test pictures alone"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], {seeds}"
-
-
-def repeat(experiment: Callable[[int], Iterable[dict]], seeds: Sequence[int]) -> pd.DataFrame:
-    """Run `experiment(seed)`, which gives rows, for every seed: one tidy table with a column `seed`."""
-    return pd.DataFrame([{"seed": seed, **row} for seed in tqdm(seeds, desc="seeds") for row in experiment(seed)])
 
 
 def estimate(hits: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accuracy") -> Estimate:

@@ -49,17 +49,6 @@ def _square(picture: Tensor, side: int) -> np.ndarray:
     return np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge)))
 
 
-def probability_bars(picture: Tensor, probabilities: dict[str, float]) -> Figure:
-    """A picture uint8 `(3, height, width)` beside the probability of each class."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6, 2.6), width_ratios=(1, 2), layout="constrained")
-    left.imshow(picture.permute(1, 2, 0).numpy())
-    left.set_axis_off()
-    right.barh(list(probabilities), list(probabilities.values()), color=COLOURS["blue"])
-    right.invert_yaxis()
-    right.set(xlim=(0, 1), xlabel="probability")
-    return figure
-
-
 def as_png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG, for a widget."""
     with io.BytesIO() as file:

@@ -6,6 +6,7 @@ if it has none, says how often each right answer is tried, on inputs drawn anew.
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,12 @@ def each(answers):
     return [pytest.param(id, answer, id=f"{id}-{n}") for id, found in answers.items() for n, answer in enumerate(found)]
 
 
+def seed_all(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def pytest_generate_tests(metafunc):
     module, names = metafunc.module, metafunc.fixturenames
     if "right" in names:
@@ -44,8 +51,7 @@ def test_every_exercise_of_the_lesson_has_its_answers_here(request):
 
 def test_a_right_answer_is_correct(request, exercise, right):
     for seed in range(getattr(request.module, "REPEATS", 5)):
-        random.seed(seed)
-        torch.manual_seed(seed)
+        seed_all(seed)
         outcome = grade(exercise, right)
         assert outcome.status == CORRECT, outcome.message
 
@@ -53,8 +59,7 @@ def test_a_right_answer_is_correct(request, exercise, right):
 def test_a_wrong_answer_is_not_yet_correct_and_learns_why(exercise, wrong):
     answer, reason = wrong
     for seed in range(5):
-        random.seed(seed)
-        torch.manual_seed(seed)
+        seed_all(seed)
         outcome = grade(exercise, answer)
         assert outcome.status == NOT_YET
         assert reason in outcome.message

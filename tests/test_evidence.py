@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from course_utils import evidence
-from course_utils.evidence import Claims, Estimate, compare, estimate, follows, pack_hits, repeat, stored, stretch, unpack_hits
+from course_utils.evidence import Claims, Estimate, compare, estimate, follows, pack_hits, stored, stretch, unpack_hits
 
 
 def runs(rng, accuracy, seeds=10, pictures=400, seed_spread=0.03, picture_spread=0.0):
@@ -122,11 +122,6 @@ def test_a_claim_that_fails_is_said_to_a_learner_and_fails_in_ci(tmp_path, monke
     with pytest.raises(AssertionError, match=r"'a beats b' asks for low > 0, and the run gave 0\.010 \[-0\.100"):
         claims("a beats b", weak, rule="low > 0")
     assert not claims.table()["holds"].any(), "it is recorded all the same"
-
-
-def test_repeat_gives_one_tidy_table():
-    table = repeat(lambda seed: [{"arm": "a", "value": seed}, {"arm": "b", "value": 2 * seed}], seeds=[3, 5])
-    assert table.to_dict("list") == {"seed": [3, 3, 5, 5], "arm": ["a", "b", "a", "b"], "value": [3, 6, 5, 10]}
 
 
 @pytest.mark.parametrize("count", [1, 8, 1000, 1797])

@@ -27,6 +27,7 @@ ROOMS = [
     "download",
     "data",
     "backbones",
+    "fusion",
     "training",
     "evaluate",
     "features",

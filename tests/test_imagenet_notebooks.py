@@ -15,6 +15,7 @@ QUICK = dict.fromkeys(("00", "01", "02", "04"), ("--set", "STEPS=2"))
 QUICK["03"] = ("--set", "EPOCHS=2", "--set", "NET=resnet")
 QUICK["05"] = ("--set", "STEPS=2", "--set", "SCORED=resnet")
 QUICK["06"] = ("--set", "STEPS=2", "--set", "BUDGET=4")
+QUICK["07"] = ("--set", "NETS=resnet+resnet", "--set", "THIRD=resnet", "--set", "STEPS=1", "--set", "POOL=40")
 
 
 @pytest.mark.imagenet

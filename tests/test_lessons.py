@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from course_utils.data import augmentation
 from course_utils.evidence import estimate, pack_hits, unpack_hits
 from course_utils.paths import NOTEBOOKS
-from course_utils.plots import START_COLOURS
+from course_utils.plots import COLOURS, START_COLOURS
 from course_utils.training import adamw, constant, fit, one_cycle, unfreeze_top
 from tests.test_fit import toy_batches, toy_model, weights
 
@@ -73,3 +73,9 @@ def test_the_curves_of_lesson_00_are_the_means_of_the_seeds() -> None:
     mean = np.mean([unpack_hits(text, 1000).mean() for text in part.hits])
     assert line.get_ydata()[0] == pytest.approx(mean)
     assert figure.axes[0].get_xlabel() and figure.axes[0].get_ylabel()
+
+
+def test_the_bars_of_lesson_00_have_the_length_of_the_probabilities():
+    bars = cells("00", "bars", plt=plt, COLOURS=COLOURS)["bars"]
+    figure = bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 0.7, "b": 0.3})
+    assert [bar.get_width() for bar in figure.axes[1].patches] == [0.7, 0.3]

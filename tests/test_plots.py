@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from course_utils import plots
@@ -19,10 +20,16 @@ from course_utils.plots import (
     chooser,
     drawing_pad,
     picture_grid,
-    probability_bars,
     show,
     show_table,
 )
+
+
+def shade(grey: float) -> Figure:
+    """A figure of one grey, from 0 to 1."""
+    figure = Figure(figsize=(2, 2))
+    figure.add_axes((0, 0, 1, 1)).imshow([[grey]], vmin=0, vmax=1)
+    return figure
 
 
 def small_split(side: int) -> Split:
@@ -39,7 +46,7 @@ def displayed(monkeypatch) -> list[tuple]:
 
 
 def test_a_shown_figure_carries_its_text(displayed):
-    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 0.7, "b": 0.3})
+    figure = shade(0.5)
     show(figure, alt="what is to be seen")
     assert displayed == [(figure, {"image/png": {"alt": "what is to be seen"}})]
 
@@ -66,11 +73,6 @@ def test_the_colours_are_distinct_also_without_colour():
     assert set(START_COLOURS.values()) <= set(COLOURS.values())
 
 
-def test_probability_bars_have_the_length_of_the_probabilities():
-    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 0.7, "b": 0.3})
-    assert [bar.get_width() for bar in figure.axes[1].patches] == [0.7, 0.3]
-
-
 class Pad:
     """A drawing pad with what its callback was given."""
 
@@ -84,7 +86,7 @@ class Pad:
         self.seen.append(drawing)
         if drawing.mean() > 200:
             raise ValueError("too much ink")
-        return probability_bars(torch.from_numpy(drawing.copy()).permute(2, 0, 1), {"ink": float(drawing.mean()) / 255})
+        return shade(float(drawing.mean()) / 255)
 
     def draw(self, grey: int) -> None:
         """What the browser sends when the pen is lifted: the canvas as a PNG."""
@@ -135,7 +137,7 @@ def test_without_ipycanvas_there_is_no_pad(monkeypatch):
 
 
 def test_as_png_is_a_png():
-    figure = probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": 1.0})
+    figure = shade(1.0)
     assert Image.open(io.BytesIO(as_png(figure))).size > (100, 100)
 
 
@@ -146,7 +148,7 @@ def test_a_chooser_shows_the_last_option_first_and_follows_the_slider():
         drawn.append(option)
         if option == 3:
             raise ValueError("three cannot be drawn")
-        return probability_bars(torch.zeros(3, 8, 8, dtype=torch.uint8), {"a": option / 10})
+        return shade(option / 10)
 
     slider, image = chooser("option", [1, 3, 5], draw).children
     first = image.value

@@ -40,10 +40,10 @@ from course_utils.evaluate import hits
 from course_utils.evidence import Claims, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
 from course_utils.plots import (
+    COLOURS,
     START_COLOURS,
     drawing_pad,
     picture_grid,
-    probability_bars,
     show,
     show_table,
 )
@@ -291,6 +291,20 @@ stored_claims(table, claims)
 # answer too, in one line. The cell below saves a test picture to a file and reads it back, so that it runs without yours.
 
 
+# %% tags=["bars"]
+def bars(picture, probabilities):
+    """A picture uint8 (3, height, width) beside the probability of each class."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(6, 2.6), width_ratios=(1, 2), layout="constrained"
+    )
+    left.imshow(picture.permute(1, 2, 0))
+    left.set_axis_off()
+    right.barh(list(probabilities), list(probabilities.values()), color=COLOURS["blue"])
+    right.invert_yaxis()
+    right.set(xlim=(0, 1), xlabel="probability")
+    return figure
+
+
 # %%
 def probabilities_of(picture):
     """Class probabilities of one picture uint8 (3, height, width)."""
@@ -308,7 +322,7 @@ def classify(path):
     picture = read_picture(path, profile.side)
     answer = probabilities_of(picture)
     show(
-        probability_bars(picture, dict(sorted(answer.items()))),
+        bars(picture, dict(sorted(answer.items()))),
         alt="A picture beside the probability of each class.",
     )
     return next(iter(answer))
@@ -332,7 +346,7 @@ def respond(drawing):
     """The figure that answers a drawing uint8 (side, side, 3), white on black."""
     small = torch.from_numpy(drawing.copy()).permute(2, 0, 1)
     small = resize(small, [profile.side or 224] * 2, antialias=True)
-    return probability_bars(small, dict(sorted(probabilities_of(small).items())))
+    return bars(small, dict(sorted(probabilities_of(small).items())))
 
 
 example = resize(test[1][0], [224, 224], antialias=True)

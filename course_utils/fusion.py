@@ -1,0 +1,118 @@
+"""Fusion: features of several sources brought together before the decision, and two networks joined by an adapter."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from course_utils.backbones import Backbone, Transform
+
+
+class Branches(Backbone):
+    """Backbones as one: their features side by side, `(n, sum of widths)`.
+
+    Its transform sets each branch's own version of a picture one after the other along the channels, so that batches,
+    augmentation and predictions work as for one backbone. Raises `ValueError` for no backbone, or versions of other sizes.
+    """
+
+    def __init__(self, backbones: Sequence[Backbone]) -> None:
+        names, transforms = [one.name for one in backbones], [one.transform for one in backbones]
+        shapes = [tuple(transform(torch.zeros(3, 48, 64, dtype=torch.uint8)).shape) for transform in transforms]
+        if len(set(shapes)) != 1:
+            raise ValueError(f"branches are one backbone or more for pictures of one size; here {names} take {shapes}")
+        self.widths = [one.width for one in backbones]
+        super().__init__("+".join(names), nn.ModuleList(backbones), sum(self.widths), partial(_versions, transforms))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        parts = zip(self.layers.children(), pictures.split(3, dim=1), strict=True)
+        return torch.cat([one(version) for one, version in parts], dim=1)
+
+
+def _versions(transforms: Sequence[Transform], pictures: Tensor) -> Tensor:
+    return torch.cat([transform(pictures) for transform in transforms], dim=-3)
+
+
+def side_by_side(tables: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
+    """Feature tables `(n, own width)`, one a source, as one `(n, sum of widths)`.
+
+    keys: what tells the pictures of a table apart, such as their indices, `(n,)` a table. Raises `ValueError` for no table,
+    tables of different length or order, and features that are not finite.
+    """
+    if not tables:
+        raise ValueError("a fusion takes one source or more, and got none")
+    for number, (table, own) in enumerate(zip(tables, keys, strict=True)):
+        if len(table) != len(keys[0]) or not torch.equal(own, keys[0]):
+            rows = f"source {number} has {len(table)} rows for {len(keys[0])} pictures"
+            raise ValueError(f"{rows}, or these in another order: compute it anew")
+        if not torch.isfinite(table).all():
+            raise ValueError(f"source {number} has a feature that is not finite")
+    return torch.cat(list(tables), dim=1)
+
+
+class Fusion(nn.Module):
+    """A head: features of all sources side by side, `(n, sum of widths)`, to logits `(n, classes)`.
+
+    Each source is standardised, projected to `width` numbers and rectified. "concat" sets these side by side; "gated" adds
+    them up, every number in shares of its own (after Arevalo et al. 2017); "attention" adds them up with one share a source.
+    `shares` gives `(n, sources, width)` or `(n, sources, 1)`, which sum to 1 over the sources, and `None` for "concat".
+    Raises `ValueError` for no source, another `how`, or features of another width.
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int, how: str = "concat", width: int = 64, dropout: float = 0.5) -> None:
+        super().__init__()
+        scores = {"concat": (0, 0), "gated": (sum(widths), len(widths) * width), "attention": (width, 1)}
+        if not widths or how not in scores:
+            raise ValueError(f"a fusion takes one source or more and {', '.join(scores)}, not {how!r} of {len(widths)} sources")
+        self.widths, self.how, self.out_features = list(widths), how, classes
+        self.norms = nn.ModuleList(nn.BatchNorm1d(own, affine=False) for own in widths)
+        self.projections = nn.ModuleList(nn.Linear(own, width) for own in widths)
+        self.score = None if how == "concat" else nn.Linear(*scores[how])
+        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(width * (len(widths) if how == "concat" else 1), classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected, shares = self._parts(features)
+        return self.classify(projected.flatten(1) if shares is None else (shares * projected).sum(dim=1))
+
+    def shares(self, features: Tensor) -> Tensor | None:
+        return self._parts(features)[1]
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        if features.shape[1:] != (sum(self.widths),):
+            raise ValueError(f"sources of widths {self.widths} make (n, {sum(self.widths)}), not {tuple(features.shape)}")
+        sources = [norm(own) for norm, own in zip(self.norms, features.split(self.widths, dim=1), strict=True)]
+        projected = torch.stack([layer(own).relu() for layer, own in zip(self.projections, sources, strict=True)], dim=1)
+        if self.score is None:
+            return projected, None
+        scores = self.score(torch.cat(sources, dim=1) if self.how == "gated" else projected)
+        return projected, scores.view(len(features), len(self.widths), -1).softmax(dim=1)
+
+
+class TransferModel(nn.Module):
+    """Any two networks in a row: `source`, such as a backbone, an adapter where they need one, and `target`, such as a head.
+
+    example: what goes in, `(n, …)`; black pictures through the source's transform if not given. It is sent through once:
+    raises `ValueError` where the parts do not fit, or a number is not finite. The model is left in evaluation mode.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module, adapter: nn.Module | None = None, example: Tensor | None = None):
+        super().__init__()
+        head: Any = target if adapter is None else nn.Sequential(adapter, target)
+        self.backbone, self.head = source, head
+        self.transform: Transform = getattr(source, "transform", nn.Identity())
+        found = self.transform(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)) if example is None else example
+        self.eval()
+        for name, part in (("source", source), ("adapter", adapter or nn.Identity()), ("target", target)):
+            given = found.to(next(part.parameters(), found).device)
+            try:
+                with torch.no_grad():
+                    found = part(given)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"the {name} cannot take {tuple(given.shape)}, put an adapter before it: {error}") from error
+            if not torch.isfinite(found).all():
+                raise ValueError(f"the {name} gives numbers that are not finite, for black pictures: look at its weights")
+        head.out_features = found.shape[1]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.backbone(pictures))
