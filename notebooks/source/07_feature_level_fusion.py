@@ -34,7 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from course_utils.backbones import Classifier, load_backbone
+from course_utils.backbones import Backbone, Classifier, load_backbone
 from course_utils.data import (
     Split,
     augmentation,
@@ -1309,12 +1309,13 @@ except AssertionError as error:
 # %%
 def raw_of(backbone, pictures):
     """Features of pictures that went through the transform and back to 0 … 255: a wrong transform."""
-    transform = backbone.transform
-    backbone.transform = lambda picture: scale_to_255(transform(picture))
-    try:
-        return predict(backbone, pictures)
-    finally:
-        backbone.transform = transform
+    wrong = Backbone(
+        backbone.name,
+        backbone.layers,
+        backbone.width,
+        lambda picture: scale_to_255(backbone.transform(picture)),
+    )
+    return predict(wrong, pictures)
 
 
 def scale_to_255(picture):
