@@ -44,8 +44,7 @@ def side_by_side(tables: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
         raise ValueError("a fusion takes one source or more, and got none")
     for number, (table, own) in enumerate(zip(tables, keys, strict=True)):
         if len(table) != len(keys[0]) or not torch.equal(own, keys[0]):
-            rows = f"source {number} has {len(table)} rows for {len(keys[0])} pictures"
-            raise ValueError(f"{rows}, or these in another order: compute it anew")
+            raise ValueError(f"source {number} has {len(table)} rows for {len(keys[0])} pictures, or these in another order")
         if not torch.isfinite(table).all():
             raise ValueError(f"source {number} has a feature that is not finite")
     return torch.cat(list(tables), dim=1)

@@ -59,13 +59,8 @@ def as_png(figure: Figure) -> bytes:
 
 def chooser(label: str, options: Sequence, draw: Callable[[Any], Figure]) -> ipywidgets.Widget:
     """A slider over `options`, and below it the figure that `draw` makes of the one chosen. What `draw` raises is raised."""
-    slider = ipywidgets.SelectionSlider(
-        options=list(options),
-        value=options[-1],
-        description=label,
-        continuous_update=False,
-        style={"description_width": "initial"},
-    )
+    slider = ipywidgets.SelectionSlider(options=list(options), value=options[-1], description=label, continuous_update=False)
+    slider.style.description_width = "initial"
     answer = ipywidgets.Image(format="png", value=as_png(draw(options[-1])))
     slider.observe(lambda change: setattr(answer, "value", as_png(draw(change["new"]))), "value")
     return ipywidgets.VBox([slider, answer])
