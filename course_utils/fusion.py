@@ -20,12 +20,14 @@ class Branches(Backbone):
     def __init__(self, backbones: Sequence[Backbone]) -> None:
         names, transforms = [one.name for one in backbones], [one.transform for one in backbones]
         shapes = [tuple(transform(torch.zeros(3, 48, 64, dtype=torch.uint8)).shape) for transform in transforms]
-        if len(set(shapes)) != 1:
-            raise ValueError(f"branches are one backbone or more for pictures of one size; here {names} take {shapes}")
+        if len(set(shapes)) != 1 or shapes[0][0] != 3:
+            raise ValueError(f"branches are one backbone or more for colour pictures of one size; here {names} take {shapes}")
         self.widths = [one.width for one in backbones]
         super().__init__("+".join(names), nn.ModuleList(backbones), sum(self.widths), partial(_versions, transforms))
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if pictures.dim() != 4 or pictures.shape[1] != 3 * len(self.widths):
+            raise ValueError(f"{self.name} takes (n, {3 * len(self.widths)}, height, width), not {tuple(pictures.shape)}")
         parts = zip(self.layers.children(), pictures.split(3, dim=1), strict=True)
         return torch.cat([one(version) for one, version in parts], dim=1)
 
@@ -80,6 +82,8 @@ class Fusion(nn.Module):
     def _parts(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         if features.shape[1:] != (sum(self.widths),):
             raise ValueError(f"sources of widths {self.widths} make (n, {sum(self.widths)}), not {tuple(features.shape)}")
+        if self.training and not torch.isfinite(features).all():  # batch norm would remember it
+            raise ValueError("a source has a feature that is not finite: look at its weights and its pictures")
         sources = [norm(own) for norm, own in zip(self.norms, features.split(self.widths, dim=1), strict=True)]
         projected = torch.stack([layer(own).relu() for layer, own in zip(self.projections, sources, strict=True)], dim=1)
         if self.score is None:
@@ -107,10 +111,10 @@ class TransferModel(nn.Module):
             try:
                 with torch.no_grad():
                     found = part(given)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, TypeError) as error:
                 raise ValueError(f"the {name} cannot take {tuple(given.shape)}, put an adapter before it: {error}") from error
             if not torch.isfinite(found).all():
-                raise ValueError(f"the {name} gives numbers that are not finite, for black pictures: look at its weights")
+                raise ValueError(f"the {name} gives numbers that are not finite: look at its weights, or at the example")
         head.out_features = found.shape[1]
 
     def forward(self, pictures: Tensor) -> Tensor:

@@ -57,6 +57,13 @@ def test_branches_of_other_sizes_and_no_branches_are_refused() -> None:
         Branches([toy_backbone("large", 5), toy_backbone("small", 5, side=8)])
     with pytest.raises(ValueError, match="one backbone or more"):
         Branches([])
+    grey = Backbone("grey", nn.Flatten(), 5, lambda pictures: pictures[..., :1, :, :].float())
+    with pytest.raises(ValueError, match=r"colour pictures.*\(1, 48, 64\)"):
+        Branches([grey, grey])
+    both = Branches([toy_backbone("first", 5), toy_backbone("second", 7)])
+    for shape in ((2, 3, 10, 10), (2, 9, 10, 10), (6, 10, 10)):
+        with pytest.raises(ValueError, match=r"first\+second takes \(n, 6, height, width\)"):
+            both(torch.zeros(shape))
 
 
 def test_tables_are_set_side_by_side_and_those_that_do_not_belong_together_are_refused() -> None:
@@ -116,6 +123,11 @@ def test_a_fusion_refuses_what_it_cannot_use() -> None:
     with pytest.raises(ValueError, match=r"widths \[4, 5\] make \(n, 9\), not \(2, 8\)"):
         Fusion([4, 5], 3)(torch.zeros(2, 8))
     assert Fusion([4, 5], 3).eval().shares(torch.zeros(2, 9)) is None
+    head, spoilt = Fusion([4, 5], 3).train(), torch.zeros(6, 9)
+    spoilt[2, 7] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        head(spoilt)
+    assert torch.isfinite(head.norms[1].running_mean).all()
 
 
 def test_two_networks_are_joined_by_an_adapter_whose_shapes_are_checked() -> None:

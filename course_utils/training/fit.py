@@ -85,7 +85,7 @@ def fit(
         run = load_checkpoint(checkpoint, run, model, optim, scaler)
 
     for epoch in range(run.epoch, epochs):
-        if _has_stopped(run, patience):
+        if patience is not None and run.epochs_since_best >= patience:
             break
         started = time.perf_counter()
         if unfreeze is not None:
@@ -147,10 +147,6 @@ def _check_transforms(needed: Transform | None, given: Transform | None) -> None
     sample = torch.randint(256, (3, 48, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     if not torch.equal(needed(sample), given(sample)):
         raise ValueError("the batches come through another transform than the model's weights need: give them model.transform")
-
-
-def _has_stopped(run: RunState, patience: int | None) -> bool:
-    return patience is not None and run.epochs_since_best >= patience
 
 
 def _channels_last(batch: Any) -> Any:
