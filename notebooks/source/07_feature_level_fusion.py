@@ -810,11 +810,11 @@ def stored_claims(table, claim):
     text = "apart and averaged, they come within a point and a half of two seeds of one network"
     gained(text, "mean tuned", "two seeds tuned", 20, within)
     gained(
-        "the best fused probe beats the best single network, fine-tuned",
+        "the best fused probe is no point worse than the best single network, fine-tuned",
         best_of(table, FUSED),
         single,
         20,
-        "value > 0.005",
+        "low > -0.01",
     )
     gained(
         "the student of two networks beats one that its own fine-tuned self taught",
@@ -909,8 +909,8 @@ stored_claims(table, claims)
 #
 # So when is feature-level fusion the better choice? Not for accuracy: averaging ties. When you want *one* thing afterwards: one
 # head to train and to store, one set of scores, one network to go on training. And one more claim is worth a look: with 20
-# labels a class, one regression on two frozen networks, read in more places, beats the best single network *fine-tuned*. (Read
-# at their outputs alone, they do not, and one network read in more places comes close as well.)
+# labels a class, one regression on two frozen networks, read in more places, is no worse than the best single network *fine-tuned*. (By
+# how much it is ahead depends on the seeds. One network, read in more places, comes close as well.)
 #
 # ## Where the gain comes from
 #
@@ -1136,8 +1136,8 @@ show_table(pd.DataFrame(rows, columns=["20 labels a class", "test accuracy", "lo
 # ahead of the best single one, and the paired intervals above include zero. Two seeds of *one* network, averaged, do as well, and need no second
 # architecture. A fusion's head on top brings nothing that a linear one does not. These are ties, and we leave them as ties.
 #
-# The surprise stands in the claims above. With 20 labels a class the fused *probe*, read in more places, is ahead of every row
-# of this table, and its backbones never learned. Labels are few, and a regression on good features makes more of them.
+# The surprise stands in the claims above. With 20 labels a class the fused *probe*, read in more places, is no worse than the best
+# fine-tuned network, and its backbones never learned. Labels are few, and a regression on good features makes much of them.
 #
 # What does it cost? The next cell counts, and measures time by turns, so that a busy machine is busy for all of them.
 
