@@ -66,7 +66,7 @@ def _bootstrap(values: np.ndarray, seeds: Sequence[int], unit: str) -> Estimate:
     count, pictures = values.shape
     if count != len(seeds):
         raise ValueError(f"{count} rows of results for {len(seeds)} seeds")
-    rows, columns = _resampling(count, pictures)
+    rows, columns = resampling(count, pictures)
     means = np.einsum("rs,rs->r", rows, columns @ values.T)
     mean = float(values.mean())
     low, high = mean + stretch(count) * (np.quantile(means, [0.025, 0.975]) - mean)
@@ -74,7 +74,7 @@ def _bootstrap(values: np.ndarray, seeds: Sequence[int], unit: str) -> Estimate:
 
 
 @lru_cache(maxsize=4)  # drawing takes ten times longer than using what was drawn
-def _resampling(*sizes: int) -> tuple[np.ndarray, ...]:
+def resampling(*sizes: int) -> tuple[np.ndarray, ...]:
     """How much each row and each column counts in every resampled mean: `(RESAMPLES, size)` each, the same at every call."""
     rng = np.random.default_rng(0)
     return tuple(rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES) / size for size in sizes)

@@ -45,11 +45,11 @@ from course_utils.data import (
 )
 from course_utils.evaluate import hits, predict
 from course_utils.evidence import (
-    RESAMPLES,
     Claims,
     Estimate,
     compare,
     estimate,
+    resampling,
     stored,
     stretch,
     unpack_hits,
@@ -678,9 +678,7 @@ def best_of(table, arms, labels=20):
 def ratio(above, below, seeds, unit):
     """The ratio of two sums over the same seeds and pictures, (seeds, n) each, with both resampled together."""
     count, pictures = above.shape
-    rng = np.random.default_rng(0)
-    rows = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    columns = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=RESAMPLES)
+    rows, columns = resampling(count, pictures)
     sums = [np.einsum("rs,rs->r", rows, columns @ part.T) for part in (above, below)]
     value = above.sum() / below.sum()
     ends = np.quantile(sums[0] / sums[1], [0.025, 0.975])
@@ -849,15 +847,7 @@ SHOWN = {
     "black": ("vgg", "resnet"),
     "orange": ("vgg, wide", "two vgg", "two resnet", "vgg more", "resnet more"),
     "sky": ("two, mean", "two, stacked", "two more, mean"),
-    "blue": (
-        "two",
-        "two, concat",
-        "two, gated",
-        "two, attention",
-        "two, bilinear",
-        "two more",
-        "two more, concat",
-    ),
+    "blue": FUSED,
 }
 arms = [(arm, colour) for colour, names in SHOWN.items() for arm in names]
 figure, axes = plt.subplots(1, 3, figsize=(10, 4.6), sharey=True, layout="constrained")
