@@ -22,7 +22,6 @@ from tools.course import read_course
 # The rooms of course_utils in the order in which data flow; a file of another name belongs to the room given here.
 ROOMS = [
     "paths",
-    "environment",
     "profile",
     "download",
     "data",

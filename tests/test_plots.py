@@ -1,9 +1,10 @@
-"""Pictures: what they show, and the pad on which a learner draws."""
+"""Pictures: what they show, and the pad of lesson 00 on which a learner draws."""
 
 import builtins
 import io
 import re
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,16 +14,8 @@ from PIL import Image
 
 from course_utils import plots
 from course_utils.data import Split
-from course_utils.plots import (
-    COLOURS,
-    START_COLOURS,
-    as_png,
-    chooser,
-    drawing_pad,
-    picture_grid,
-    show,
-    show_table,
-)
+from course_utils.plots import COLOURS, START_COLOURS, as_png, chooser, picture_grid, show, show_table
+from tests.test_lessons import cells
 
 
 def shade(grey: float) -> Figure:
@@ -71,6 +64,10 @@ def test_the_colours_are_distinct_also_without_colour():
     )
     assert np.diff(lightness).min() > 40
     assert set(START_COLOURS.values()) <= set(COLOURS.values())
+
+
+def drawing_pad(respond):
+    return cells("00", "pad", ipywidgets=ipywidgets, np=np, as_png=as_png)["drawing_pad"](respond)
 
 
 class Pad:

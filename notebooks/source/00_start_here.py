@@ -15,10 +15,32 @@ NET: str = "resnet"  # [resnet | vgg] the backbone of the live runs
 LABELS: int = 5  # labels a class in the live runs
 STEPS: int = 200  # training steps in the live runs; fewer than stored runs take, to save time
 
-# %%
-from course_utils.environment import environment
+# %% tags=["environment"]
+from importlib.metadata import PackageNotFoundError, version
 
-for row in environment():
+from packaging.requirements import Requirement
+
+from course_utils.paths import ROOT
+
+OPTIONAL = {"ipycanvas": "for drawing with the mouse"}
+
+
+def environment(requirements):
+    """One row a package: its name, what is asked for, what is installed, and a verdict."""
+    for line in requirements:
+        needed = Requirement(line)
+        try:
+            found = version(needed.name).split("+")[0]
+        except PackageNotFoundError:
+            found = "missing"
+        good = found != "missing" and needed.specifier.contains(found, prereleases=True)
+        asked = OPTIONAL.get(needed.name, str(needed.specifier))
+        missed = f"no: pip install {line}" if line in OPTIONAL else f'NO: pip install "{line}"'
+        yield needed.name, asked, found, "yes" if good else missed
+
+
+lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+for row in environment([*lines, *OPTIONAL]):
     print("{:14} {:28} {:10} {}".format(*row))
 
 # %% [markdown]
@@ -28,7 +50,9 @@ for row in environment():
 # %% tags=["setup"]
 from pathlib import Path
 
+import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torchvision.io import write_png
 from torchvision.transforms.v2.functional import resize
@@ -39,14 +63,7 @@ from course_utils.data.letters import letters
 from course_utils.evaluate import hits
 from course_utils.evidence import Claims, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
-from course_utils.plots import (
-    COLOURS,
-    START_COLOURS,
-    drawing_pad,
-    picture_grid,
-    show,
-    show_table,
-)
+from course_utils.plots import COLOURS, START_COLOURS, as_png, picture_grid, show, show_table
 from course_utils.profile import get_profile, pick_device
 from course_utils.training import adamw, fit
 
@@ -339,6 +356,51 @@ print("taken for:", classify(own), "- and labelled:", test.classes[test[0][1]])
 # In the embedded world, draw a digit with the mouse; the bars follow when you lift the pen. The picture below is what the
 # pad shows for a digit from the test set, for readers whose viewer runs no widgets. If no pad appears,
 # `pip install ipycanvas` and restart.
+
+
+# %% tags=["pad"]
+def drawing_pad(respond, side=224):
+    """A canvas for the mouse, and beside it the figure that `respond` makes of the drawing.
+
+    The drawing is uint8 (side, side, 3), white on black. Without ipycanvas there is no pad: None.
+    """
+    try:
+        from ipycanvas import Canvas
+    except ImportError:
+        return None
+    layout = {"width": f"{side}px", "height": f"{side}px"}
+    canvas = Canvas(width=side, height=side, sync_image_data=True, layout=layout)
+    empty = np.zeros((side, side, 3), np.uint8)
+    answer = ipywidgets.Image(format="png", value=as_png(respond(empty)))
+    clear = ipywidgets.Button(description="Clear")
+    pen = []  # where it has been since it was set down
+
+    def wipe(_=None):
+        canvas.fill_style = "black"
+        canvas.fill_rect(0, 0, side, side)
+        canvas.stroke_style, canvas.line_width, canvas.line_cap = "white", side / 14, "round"
+
+    def move(x, y):
+        if pen:
+            canvas.stroke_line(*pen[-1], x, y)
+            pen.append((x, y))
+
+    def lift(x, y):
+        pen.clear()
+        canvas.fill_rect(0, 0, 0, 0)  # draws nothing, but has the browser send the canvas again
+
+    def redraw(_):
+        if not pen:  # the browser sends the canvas at every move, too often to answer
+            answer.value = as_png(respond(canvas.get_image_data()[..., :3]))
+
+    canvas.on_mouse_down(lambda x, y: pen.append((x, y)))
+    canvas.on_mouse_move(move)
+    canvas.on_mouse_up(lift)
+    canvas.on_mouse_out(lift)
+    canvas.observe(redraw, "image_data")
+    clear.on_click(wipe)
+    wipe()
+    return ipywidgets.HBox([ipywidgets.VBox([canvas, clear]), answer])
 
 
 # %%
