@@ -47,34 +47,21 @@ def cached_features(backbone: Backbone, split: PictureSet, path: str | Path) -> 
 
 
 def stage_features(backbone: Backbone, split: PictureSet) -> list[Tensor]:
-    """What stands after each of a backbone's `stages`: maps averaged over their pixels, `(n, channels)` each, on the CPU."""
-    return _read_after(backbone, split, [part[-1] for part in stages(backbone)])
+    """What stands after each of a backbone's `stages`: maps averaged over their pixels, `(n, channels)` each, on the CPU.
 
-
-def layer_features(backbone: Backbone, split: PictureSet, name: str) -> Tensor:
-    """What stands after the layer of that name: maps averaged over their pixels, `(n, channels)`, on the CPU.
-
-    Raises `ValueError` for a name that `backbone.layers` does not have, and for a layer that runs several times a picture.
+    Raises `ValueError` where a stage ends in a layer that runs several times a picture.
     """
-    layers = dict(backbone.layers.named_modules())
-    if name not in layers:
-        outer = [other for other, _ in backbone.layers.named_children()]
-        inner = "".join([f", and those within them, such as {other!r}" for other in layers if "." in other][:1])
-        raise ValueError(f"{backbone.name} has no layer {name!r}; there are {', '.join(map(repr, outer))}{inner}")
-    return _read_after(backbone, split, [layers[name]])[0]
-
-
-def _read_after(backbone: Backbone, split: PictureSet, layers: list[nn.Module]) -> list[Tensor]:
-    found: list[list[Tensor]] = [[] for _ in layers]
+    ends = [part[-1] for part in stages(backbone)]
+    found: list[list[Tensor]] = [[] for _ in ends]
     # Averaged in the hook: an in-place ReLU may come next.
-    hooks = [layer.register_forward_hook(partial(_keep_means, kept)) for layer, kept in zip(layers, found, strict=True)]
+    hooks = [layer.register_forward_hook(partial(_keep_means, kept)) for layer, kept in zip(ends, found, strict=True)]
     try:
         predict(backbone, split)
     finally:
         for hook in hooks:
             hook.remove()
-    if any(sum(map(len, kept)) != len(split) for kept in found):  # torchvision's residual blocks use one ReLU twice
-        raise ValueError(f"{backbone.name} does not run that layer once a picture: read after the block around it")
+    if any(sum(map(len, kept)) != len(split) for kept in found):
+        raise ValueError(f"{backbone.name} does not run the last layer of a stage once a picture")
     return [torch.cat(kept).float() for kept in found]
 
 

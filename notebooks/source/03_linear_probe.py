@@ -197,9 +197,41 @@ claims(
 # The usual place to read features is the end of the backbone, its *output*. But the last layers were made for the *source* task: 52
 # letters, or ImageNet's classes. Maybe the layers before are of more use to us? On its way a picture becomes **feature maps**, which
 # show where something was found, and get smaller from time to time. The layers that work at one size are a **stage**. We read after
-# each stage, averaging every map over its pixels. (`stage_features` does it. `layer_features` reads after any layer, by its name, and
-# says which there are if you name one that is not there.)
+# each stage, averaging every map over its pixels.
 #
+# PyTorch lets us look on: a **hook** is a function that it calls when a layer has run, with what came out. `stage_features` sets one
+# after each stage. The function below does the same for any layer, by its name, and says which there are if you name one that is not
+# there.
+
+
+# %% tags=["layer"]
+def layer_features(backbone, pictures, name):
+    """What stands after the layer of that name: maps averaged over their pixels, (n, channels)."""
+    layers = dict(backbone.layers.named_modules())
+    if name not in layers:
+        there = ", ".join(repr(other) for other, _ in backbone.layers.named_children())
+        raise ValueError(f"there is no layer {name!r}, but {there}, and those within them")
+    found = []
+
+    def keep(module, inputs, maps):  # averaged here: the next layer may write into the maps
+        found.append(maps.flatten(2).mean(dim=2).cpu() if maps.dim() == 4 else maps.cpu())
+
+    hook = layers[name].register_forward_hook(keep)
+    try:
+        predict(backbone, pictures)
+    finally:
+        hook.remove()
+    if sum(map(len, found)) != len(pictures):
+        raise ValueError(f"{name!r} runs more than once: read after the block around it")
+    return torch.cat(found).float()
+
+
+# %%
+some = few.subset(range(5))
+for name in [name for name, _ in backbone.layers.named_modules() if name][:4]:
+    print(f"{name:12} {tuple(layer_features(backbone, some, name).shape)}")
+
+# %% [markdown]
 # **Predict.** After which stage does a probe classify best? Is it the last?
 
 # %% tags=["evidence"]
