@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import to_pil_image
 
 from course_utils.data.splits import PictureSet
 
@@ -33,20 +33,14 @@ def show_table(table: pd.DataFrame) -> None:
 
 def picture_grid(rows: dict[str, PictureSet], columns: int = 10, scale: int = 2) -> Figure:
     """A row of pictures for each set, under its name; pictures of any size are cut to squares of one size."""
+    side = 32 * scale
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.35 * len(rows)), squeeze=False, layout="constrained")
     for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
-        squares = [_square(pictures[index][0], 32 * scale) for index in range(min(columns, len(pictures)))]
-        axis.imshow(np.hstack(squares))
+        shown = [to_pil_image(pictures[index][0]) for index in range(min(columns, len(pictures)))]
+        axis.imshow(np.hstack([ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR) for picture in shown]))
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_axis_off()
     return figure
-
-
-def _square(picture: Tensor, side: int) -> np.ndarray:
-    whole = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    edge = min(whole.size)
-    left, top = (whole.width - edge) // 2, (whole.height - edge) // 2
-    return np.asarray(whole.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge)))
 
 
 def as_png(figure: Figure) -> bytes:
