@@ -6,18 +6,5 @@ from course_utils.training.freezing import gradually, head_first, stages, train_
 from course_utils.training.optimizers import adamw, constant, one_cycle, parameter_groups, sgd
 from course_utils.training.steps import supervised
 
-__all__ = [
-    "CheckpointError",
-    "adamw",
-    "constant",
-    "fit",
-    "gradually",
-    "head_first",
-    "one_cycle",
-    "parameter_groups",
-    "sgd",
-    "stages",
-    "supervised",
-    "train_mode",
-    "unfreeze_top",
-]
+__all__ = ["CheckpointError", "adamw", "constant", "fit", "gradually", "head_first", "one_cycle"]
+__all__ += ["parameter_groups", "sgd", "stages", "supervised", "train_mode", "unfreeze_top"]
