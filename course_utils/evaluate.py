@@ -1,7 +1,5 @@
 """What a model is worth: predictions, accuracy, and which pictures it got right."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -41,8 +39,3 @@ def hits(model: Classifier, split: PictureSet) -> Tensor:
 def accuracy(model: Classifier, split: PictureSet) -> float:
     """The share of pictures classified correctly, in [0, 1]. Raises what `hits` raises."""
     return hits(model, split).float().mean().item()
-
-
-def accuracy_on(split: PictureSet) -> Callable[[Classifier], float]:
-    """A validation score for `fit`: the accuracy on `split`."""
-    return lambda model: accuracy(model, split)

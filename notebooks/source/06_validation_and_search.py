@@ -18,7 +18,7 @@ STEPS: int = 80  # training steps in the live runs; stored runs take 150
 
 # %% tags=["setup"]
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +45,7 @@ from course_utils.data import (
     load_target,
     stratified_folds,
 )
-from course_utils.evaluate import accuracy, accuracy_on, hits
+from course_utils.evaluate import accuracy, hits
 from course_utils.evidence import Claims, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
 from course_utils.features import stage_features
@@ -796,7 +796,7 @@ def train_arm(net, arm, seed, strength=None, steps=150, patience=None, labels=20
         epochs=min(10, steps),
         optimizer=adamw(rate, max(rate, 1e-2), weight_decay=decay),
         schedule=constant if steady else None,
-        validate=accuracy_on(valid) if steady else None,
+        validate=partial(accuracy, split=valid) if steady else None,
         patience=patience,
     )
     return model, few, history
@@ -1044,7 +1044,7 @@ show_table(pd.DataFrame(rows, columns=columns).round(3))
 # ### Stop early?
 #
 # One answer is missing. **Early stopping** scores the network on validation pictures after every epoch. When so many epochs in a row bring no better
-# score (the **patience**), training ends, and the weights of the best epoch are put back. `fit` has it: `validate=accuracy_on(valid), patience=3`.
+# score (the **patience**), training ends, and the weights of the best epoch are put back. `fit` has it: `validate=partial(accuracy, split=valid), patience=3`.
 #
 # It needs a rate that does not fall, so that one can stop at any time. We try it twice: from scratch, and on a pretrained network whose
 # labels are wrong for three pictures in ten. Nothing else tells a network which labels to believe.
