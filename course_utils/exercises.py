@@ -78,9 +78,23 @@ def indices(found: Any, below: int, size: int | None = None, of: str = "pictures
     return values.tolist()
 
 
-def apart(values: list[float]) -> bool:
-    """Whether no two of the values are alike, so that an answer can be told by its value."""
-    return bool(np.diff(sorted(values)).min() > 1e-4)
+def values_of(found: Any, what: str) -> torch.Tensor:
+    """An answer as a tensor of float64, on the CPU, of any shape. Raises `NotYet`, which calls it `what`, for others."""
+    try:
+        values = found.detach().cpu() if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
+        return values.double()
+    except (TypeError, ValueError, RuntimeError):
+        raise NotYet(f"{what} is expected, a tensor, not {type(found).__name__}") from None
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether an answer, as `values_of` gives it, has the shape of `expected` and its values."""
+    return found.shape == expected.shape and torch.allclose(found, expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def apart(values: list[float], gap: float = 1e-4) -> bool:
+    """Whether no two of the values are as close as `gap`, so that an answer can be told by its value."""
+    return bool(np.diff(sorted(values)).min() > gap)
 
 
 def grade(exercise: str, answer: Any) -> Outcome:

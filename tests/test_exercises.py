@@ -15,7 +15,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from course_utils.exercises import CORRECT, NOT_ATTEMPTED, check, checks_of, grade, hint, solution
+from course_utils.exercises import (
+    CORRECT,
+    NOT_ATTEMPTED,
+    NotYet,
+    apart,
+    check,
+    checks_of,
+    grade,
+    hint,
+    near,
+    solution,
+    values_of,
+)
 from course_utils.paths import ROOT
 from tests.exercise_tests import (  # noqa: F401
     each,
@@ -704,3 +716,35 @@ def test_an_exercise_that_does_not_exist_is_named():
         check("00.9", 1)
     with pytest.raises(KeyError, match="no exercises for lesson '77'"):
         check("77.1", 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[[1.0, 2.0]], np.array([[1, 2]]), torch.tensor([[1.0, 2.0]], dtype=torch.float16), torch.ones(1, 2, requires_grad=True)],
+    ids=["list", "array", "half", "with a gradient"],
+)
+def test_an_answer_comes_as_float64_whatever_held_it(answer):
+    values = values_of(answer, "a row")
+    assert values.dtype == torch.float64 and values.shape == (1, 2) and not values.requires_grad
+    assert values[0, 0] == 1
+
+
+@pytest.mark.parametrize("answer", [None, "1, 2", [[1.0], [2.0, 3.0]], [torch.ones(2), None]], ids=str)
+def test_an_answer_that_holds_no_values_is_named(answer):
+    with pytest.raises(NotYet, match=f"a row is expected, a tensor, not {type(answer).__name__}$"):
+        values_of(answer, "a row")
+
+
+def test_near_asks_for_the_shape_and_every_value():
+    expected = torch.tensor([1.0, 100.0])
+    found = expected.double()
+    assert near(found + torch.tensor([1e-4, 0.05]), expected)  # close for its size
+    assert not near(found + torch.tensor([0.05, 0.0]), expected)
+    assert near(found + torch.tensor([0.05, 0.0]), expected, tolerance=0.1)
+    assert not near(found[:1], expected) and not near(found[None], expected)
+    assert not near(found * torch.nan, expected)
+
+
+def test_apart_asks_for_a_gap_between_all():
+    assert apart([3.0, 1.0, 2.0]) and not apart([3.0, 1.0, 3.0]) and not apart([1.0, 1.00005])
+    assert not apart([3.0, 1.0, 2.0], gap=1.5)

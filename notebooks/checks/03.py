@@ -4,12 +4,11 @@ import copy
 import random
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from course_utils.exercises import Exercise, NotYet, call, indices
+from course_utils.exercises import Exercise, NotYet, call, indices, near, values_of
 
 
 class Network(nn.Module):
@@ -68,19 +67,6 @@ def call_alone(function, *arguments):
     if left_off:
         raise NotYet("torch.set_grad_enabled(False) stays: nothing in the notebook gets a gradient from then on, in any network")
     return found
-
-
-def values_of(found, what: str) -> torch.Tensor:
-    """An answer as a tensor of float64."""
-    try:
-        values = found.detach().cpu() if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
-        return values.double()
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"{what} is expected, a tensor, not {type(found).__name__}") from None
-
-
-def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected.double(), rtol=tolerance, atol=tolerance)
 
 
 def freeze(answer) -> None:

@@ -7,20 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from course_utils.exercises import Exercise, NotYet, call, number
-
-
-def values_of(found, what: str) -> torch.Tensor:
-    """An answer as a tensor of float64."""
-    try:
-        values = found.detach().cpu() if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
-        return values.double()
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"{what} is expected, a tensor, not {type(found).__name__}") from None
-
-
-def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-3) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected.double(), rtol=tolerance, atol=tolerance)
+from course_utils.exercises import Exercise, NotYet, apart, call, near, number, values_of
 
 
 def pair_of(found, first: str, second: str) -> list[torch.Tensor]:
@@ -36,11 +23,6 @@ def reason_for(found: float, mistakes: dict[str, float], tolerance: float = 1e-4
         if math.isclose(found, value, rel_tol=tolerance, abs_tol=tolerance):
             return reason
     return None
-
-
-def apart(values: list[float], gap: float) -> bool:
-    """Whether no two of the values are as close as `gap`, so that an answer can be told by its value."""
-    return bool(np.diff(sorted(values)).min() > gap)
 
 
 def unchanged(given, kept, what: str) -> None:
