@@ -32,14 +32,14 @@ def cached_features(backbone: Backbone, split: PictureSet, path: str | Path) -> 
     path, made_from = Path(path), _made_from(backbone, split)
     if not path.exists():
         found = predict(backbone, split).contiguous()
-        write_whole(path, lambda file: file.write(save({"features": found}, made_from | _values(found))))
+        write_whole(path, lambda file: file.write(save({"features": found}, made_from | {"values": _digest([_bytes(found)])})))
         return found
     try:
         with safe_open(path, framework="pt") as file:
             noted, found = file.metadata() or {}, file.get_tensor("features")
     except (OSError, SafetensorError) as error:
         raise CacheError(f"{path} is no cache of features, or damaged: remove it") from error
-    for what, digest in (made_from | _values(found)).items():
+    for what, digest in (made_from | {"values": _digest([_bytes(found)])}).items():
         if noted.get(what) != digest:
             why = "was altered after it was written" if what == "values" else f"was made with other {what}"
             raise CacheError(f"{path} {why}: remove it, or name another file")
@@ -78,10 +78,6 @@ def _made_from(backbone: Backbone, split: PictureSet) -> dict[str, str]:
         "transform": _digest([_bytes(backbone.transform(sample))]),
         "pictures": _digest(_bytes(split[index][0]) for index in range(len(split))),
     }
-
-
-def _values(features: Tensor) -> dict[str, str]:
-    return {"values": _digest([_bytes(features)])}
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -143,6 +143,5 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-    words = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": words}})
+    np.random.set_state(state["numpy"])
     random.setstate(state["python"])
