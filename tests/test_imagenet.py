@@ -23,7 +23,7 @@ from course_utils.backbones import Backbone, WeightsError
 from course_utils.data import vision
 from course_utils.data.batches import batches
 from course_utils.data.pictures import PictureError
-from course_utils.data.subsets import few_shot
+from course_utils.data.splits import few_shot
 from course_utils.data.vision import PictureDataset, cut, picture_folder, vision_data
 from course_utils.download import DownloadError, OfflineError
 from course_utils.torchvision_backbones import NAMES, torchvision_backbone

@@ -1,5 +1,6 @@
 """A picture of the learner's own, and the choice of world and device."""
 
+import hashlib
 import os
 import struct
 import subprocess
@@ -8,14 +9,16 @@ import zlib
 from io import BytesIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from course_utils.data import PictureError, examine, load_target, picture_folder, read_picture
+from course_utils.data import PictureError, load_target, picture_folder, read_picture
 from course_utils.data.pictures import MAX_PIXELS
 from course_utils.paths import ROOT
 from course_utils.profile import PROFILES, get_profile, pick_device
+from tests.test_lessons import cells
 
 
 def test_a_picture_is_read_as_rgb_at_its_size(tmp_path):
@@ -174,7 +177,9 @@ def test_a_picture_too_large_for_the_memory_is_refused_before_it_is_decoded(tmp_
     assert done.stdout.splitlines() == [*said, "True"], done.stderr
 
 
-def test_files_are_examined_and_equal_pictures_found(tmp_path):
+def test_files_are_examined_in_lesson_02_and_equal_pictures_found(tmp_path):
+    names = {"hashlib": hashlib, "pd": pd, "read_picture": read_picture, "PictureError": PictureError}
+    examine = cells("02", "examine", **names)["examine"]
     turned = encoded(noise().transpose(Image.Transpose.ROTATE_90), "PNG")
     wide = encoded(Image.new("RGB", (20, 10)), "PNG")
     high = encoded(Image.new("RGB", (10, 20)), "PNG")

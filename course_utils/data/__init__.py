@@ -3,13 +3,12 @@
 from course_utils.data.augment import augmentation
 from course_utils.data.batches import batches
 from course_utils.data.digits import mnist_m
-from course_utils.data.pictures import PictureError, examine, read_picture
-from course_utils.data.splits import PictureSet, Split
-from course_utils.data.subsets import few_shot, stratified_folds
+from course_utils.data.pictures import PictureError, read_picture
+from course_utils.data.splits import PictureSet, Split, few_shot, stratified_folds
 from course_utils.data.vision import picture_folder, vision_data
 from course_utils.profile import Profile
 
-__all__ = ["PictureError", "PictureSet", "Split", "augmentation", "batches", "examine", "few_shot"]
+__all__ = ["PictureError", "PictureSet", "Split", "augmentation", "batches", "few_shot"]
 __all__ += ["load_target", "mnist_m", "picture_folder", "read_picture", "stratified_folds"]
 
 

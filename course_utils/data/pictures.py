@@ -1,12 +1,9 @@
 """Picture files, a learner's own among them: read right, or refused with a reason."""
 
-import hashlib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -46,23 +43,6 @@ def read_picture(path: str | Path, side: int = 0) -> Tensor:
     if side:
         picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
     return pil_to_tensor(picture).to(torch.uint8)
-
-
-def examine(files: Iterable[str | Path]) -> pd.DataFrame:
-    """Read every file, one at a time, and report on each in a row: file, width, height, reason and digest.
-
-    Width and height are in pixels, as the picture is seen. The reason why a file cannot be read is "" where it can. The
-    digest is the SHA-256 of size and pixels, so that equal pictures have equal digests, whatever their files are called.
-    """
-    rows: list[tuple[Path, int, int, str, str]] = []
-    for file in map(Path, files):
-        try:
-            picture = read_picture(file).numpy()
-            _, height, width = picture.shape
-            rows.append((file, width, height, "", hashlib.sha256(b"%d %d " % (width, height) + picture.tobytes()).hexdigest()))
-        except PictureError as error:
-            rows.append((file, 0, 0, error.reason, ""))
-    return pd.DataFrame(rows, columns=["file", "width", "height", "reason", "digest"])
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

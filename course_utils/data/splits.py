@@ -1,12 +1,13 @@
-"""Sets of pictures: what every one of them can do, and the kind that lives in memory."""
+"""Sets of pictures: what every one of them can do, the kind that lives in memory, few-shot subsets, and folds."""
 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 SIZE = 32  # pixels: the side of every picture of the embedded world
@@ -41,6 +42,9 @@ class PictureSet(Protocol):
         ...
 
     def subset(self, indices: Sequence[int] | Tensor) -> Self: ...
+
+
+S = TypeVar("S", bound=PictureSet)
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,40 @@ def stack(drawn: Sequence[tuple[np.ndarray, int]], classes: tuple[str, ...]) -> 
     """A split from pictures `(height, width, 3)` and their labels."""
     pictures = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2).contiguous()
     return Split(pictures, torch.tensor([label for _, label in drawn]), classes)
+
+
+def few_shot(split: S, per_class: int, seed: int) -> S:
+    """`per_class` pictures of every class, drawn by `seed` and shuffled.
+
+    Raises `ValueError` for an empty class, or where a class has too few pictures.
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    chosen = []
+    for number, name in enumerate(split.classes):
+        members = (split.labels == number).nonzero().flatten()
+        if len(members) == 0:
+            raise ValueError(f"class {name!r} is empty: remove it from the classes or give it pictures")
+        if not 1 <= per_class <= len(members):
+            raise ValueError(
+                f"{per_class} pictures a class were asked for; class {name!r} has {len(members)}: choose 1 to {len(members)}"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    indices = torch.cat(chosen)
+    return split.subset(indices[torch.randperm(len(indices), generator=generator)])
+
+
+def stratified_folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """The indices that each of `count` folds holds out: every picture once, every class in every fold.
+
+    Raises `ValueError` for fewer than two folds, or more than the pictures of a class.
+    """
+    sizes = torch.bincount(labels.cpu())
+    sizes = sizes[sizes > 0]
+    if count < 2:
+        raise ValueError(f"cross-validation takes two folds or more, not {count}")
+    if len(labels) < count:
+        raise ValueError(f"{count} folds of {len(labels)} pictures: a fold would be empty; take fewer folds")
+    if sizes.min() < count:
+        raise ValueError(f"{count} folds, but a class has {int(sizes.min())} pictures: a fold would lack it; take fewer folds")
+    split = StratifiedKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels.cpu())
+    return [torch.from_numpy(held_out) for _, held_out in split]

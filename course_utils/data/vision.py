@@ -16,7 +16,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import extract_archive
 
-from course_utils.data.pictures import PictureError, examine, read_picture
+from course_utils.data.pictures import PictureError, read_picture
 from course_utils.download import cache_folder, disk_space, fetch, locate
 
 CUT_SEED = 20261121  # cuts validation pictures off once; no experiment's seed moves it
@@ -151,7 +151,7 @@ def picture_folder(path: str | Path, skip_unreadable: bool = False) -> PictureDa
         files += found
         labels += [label] * len(found)
     mine = PictureDataset(tuple(files), torch.tensor(labels), tuple(folder.name for folder in classes))
-    reasons = examine(files)["reason"]
+    reasons = [_why_unreadable(file) for file in files]
     broken = [f"{file.relative_to(home)} ({reason})" for file, reason in zip(files, reasons, strict=True) if reason]
     if not broken:
         return mine
@@ -159,7 +159,7 @@ def picture_folder(path: str | Path, skip_unreadable: bool = False) -> PictureDa
     said = f"{len(broken)} of {len(files)} pictures in {home} cannot be read, {named}"
     if not skip_unreadable:
         raise PictureError(f"{said}: save them again as PNG or JPEG, or leave them out with skip_unreadable=True")
-    mine = mine.subset(np.flatnonzero(reasons == "").tolist())
+    mine = mine.subset([index for index, reason in enumerate(reasons) if not reason])
     for label, folder in enumerate(classes):
         if label not in mine.labels:
             raise ValueError(f"class {folder.name!r} has no picture that can be read: put some into {folder}, or remove it")
@@ -169,3 +169,11 @@ def picture_folder(path: str | Path, skip_unreadable: bool = False) -> PictureDa
 
 def _folders(home: Path) -> list[Path]:
     return sorted(folder for folder in home.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _why_unreadable(file: Path) -> str:
+    try:
+        read_picture(file)
+    except PictureError as error:
+        return error.reason
+    return ""

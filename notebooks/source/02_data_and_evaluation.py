@@ -16,6 +16,7 @@ LABELS: int = 20  # labels a class in the live runs
 STEPS: int = 120  # training steps in the live runs; stored runs take 200
 
 # %% tags=["setup"]
+import hashlib
 import io
 import pickle
 import shutil
@@ -40,9 +41,16 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_utils.backbones import Classifier, load_backbone
-from course_utils.data import Split, augmentation, batches, few_shot, load_target, read_picture
-from course_utils.data.pictures import examine
-from course_utils.data.vision import picture_folder
+from course_utils.data import (
+    PictureError,
+    Split,
+    augmentation,
+    batches,
+    few_shot,
+    load_target,
+    picture_folder,
+    read_picture,
+)
 from course_utils.evaluate import hits, predict
 from course_utils.evidence import Claims, Estimate, compare, estimate, stored, unpack_hits
 from course_utils.exercises import check, hint, solution  # noqa: F401
@@ -102,6 +110,22 @@ def make_folder(home):
     pictures[6].rotate(90, expand=True).save(second / "turned.jpg", exif=turned)
 
 
+# %% tags=["examine"]
+def examine(files):
+    """Read every file and report on each: width and height, why it cannot be read, and a digest."""
+    rows = []
+    for file in files:
+        try:
+            picture = read_picture(file).numpy()
+            _, height, width = picture.shape
+            digest = hashlib.sha256(b"%d %d " % (width, height) + picture.tobytes()).hexdigest()
+            rows.append((file, width, height, "", digest))
+        except PictureError as error:
+            rows.append((file, 0, 0, error.reason, ""))
+    return pd.DataFrame(rows, columns=["file", "width", "height", "reason", "digest"])
+
+
+# %%
 folder = Path(OUT) / "folder"
 shutil.rmtree(folder, ignore_errors=True)
 make_folder(folder)
