@@ -355,6 +355,13 @@ def test_unreadable_picture_is_named(own: Path, content: bytes | None) -> None:
     assert mine[6][0].shape[0] == 3
 
 
+def test_own_folder_in_which_no_picture_can_be_read(own: Path) -> None:
+    for file in picture_folder(own).files:
+        file.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=f"class '{BREEDS[0]}' has no picture that can be read"):
+        picture_folder(own, skip_unreadable=True)
+
+
 @pytest.mark.parametrize(("count", "share", "expected"), [(10, 0.2, 2), (2, 0.2, 1), (3, 0.9, 2), (5, 0.5, 2)])
 def test_cut(count: int, share: float, expected: int) -> None:
     whole = PictureDataset(tuple(Path(f"{index}") for index in range(2 * count)), torch.arange(2 * count) % 2, ("a", "b"))

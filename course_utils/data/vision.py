@@ -41,7 +41,7 @@ class PictureDataset(Dataset):
 
     def subset(self, indices: Sequence[int] | Tensor) -> "PictureDataset":
         """The pictures at `indices`, in that order."""
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, dtype=torch.long)
         return PictureDataset(tuple(self.files[index] for index in chosen.tolist()), self.labels[chosen], self.classes)
 
 
