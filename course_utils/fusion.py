@@ -36,22 +36,6 @@ def _versions(transforms: Sequence[Transform], pictures: Tensor) -> Tensor:
     return torch.cat([transform(pictures) for transform in transforms], dim=-3)
 
 
-def side_by_side(tables: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-    """Feature tables `(n, own width)`, one a source, as one `(n, sum of widths)`.
-
-    keys: what tells the pictures of a table apart, such as their indices, `(n,)` a table. Raises `ValueError` for no table,
-    tables of different length or order, and features that are not finite.
-    """
-    if not tables:
-        raise ValueError("a fusion takes one source or more, and got none")
-    for number, (table, own) in enumerate(zip(tables, keys, strict=True)):
-        if len(table) != len(keys[0]) or not torch.equal(own, keys[0]):
-            raise ValueError(f"source {number} has {len(table)} rows for {len(keys[0])} pictures, or these in another order")
-        if not torch.isfinite(table).all():
-            raise ValueError(f"source {number} has a feature that is not finite")
-    return torch.cat(list(tables), dim=1)
-
-
 class Fusion(nn.Module):
     """A head: features of all sources side by side, `(n, sum of widths)`, to logits `(n, classes)`.
 

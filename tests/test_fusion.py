@@ -8,9 +8,10 @@ from course_utils.backbones import Backbone, Classifier, load_backbone
 from course_utils.data import Split, augmentation, batches
 from course_utils.evaluate import hits, predict
 from course_utils.features import cached_features
-from course_utils.fusion import Branches, Fusion, TransferModel, side_by_side
+from course_utils.fusion import Branches, Fusion, TransferModel
 from course_utils.training import adamw, fit, unfreeze_top
 from tests.test_fit import weights
+from tests.test_lessons import cells
 
 
 def toy_backbone(name: str, width: int, scale: float = 1.0, side: int | None = None) -> Backbone:
@@ -67,6 +68,7 @@ def test_branches_of_other_sizes_and_no_branches_are_refused() -> None:
 
 
 def test_tables_are_set_side_by_side_and_those_that_do_not_belong_together_are_refused() -> None:
+    side_by_side = cells("07", "side-by-side", torch=torch)["side_by_side"]
     a, b, keys = torch.rand(4, 2), torch.rand(4, 3), torch.arange(4)
     assert torch.equal(side_by_side([a, b], [keys, keys]), torch.cat([a, b], dim=1))
     with pytest.raises(ValueError, match="one source or more"):

@@ -55,7 +55,7 @@ from course_utils.evidence import (
     unpack_hits,
 )
 from course_utils.exercises import check, hint, solution  # noqa: F401
-from course_utils.fusion import Branches, Fusion, TransferModel, side_by_side
+from course_utils.fusion import Branches, Fusion, TransferModel
 from course_utils.plots import COLOURS, chooser, picture_grid, show, show_table
 from course_utils.profile import get_profile, pick_device
 from course_utils.training import adamw, fit, one_cycle, stages
@@ -230,8 +230,23 @@ def train_head(head, features, labels, lr, steps=100):
 # %% [markdown]
 # One thing before. Tables that were computed apart may not belong together: other pictures, another order, a number that is
 # none. Nothing would crash; every row would just be fused with a stranger's. So whoever sets tables side by side brings a key
-# for each row, such as the picture's index: `side_by_side(tables, keys)` compares them. What it refuses stands at the end, under
+# for each row, such as the picture's index, and the keys are compared. What is refused stands once more at the end, under
 # *what goes wrong*.
+
+
+# %% tags=["side-by-side"]
+def side_by_side(tables, keys):
+    """Tables (n, own width), one a source, as one (n, sum of widths); keys: (n,) a table."""
+    if not tables:
+        raise ValueError("a fusion takes one source or more, and got none")
+    for number, (table, own) in enumerate(zip(tables, keys, strict=True)):
+        if len(table) != len(keys[0]) or not torch.equal(own, keys[0]):
+            said = f"source {number} has {len(table)} rows for {len(keys[0])} pictures"
+            raise ValueError(f"{said}, or these in another order")
+        if not torch.isfinite(table).all():
+            raise ValueError(f"source {number} has a feature that is not finite")
+    return torch.cat(list(tables), dim=1)
+
 
 # %%
 seconds, heads = {}, {}
