@@ -37,7 +37,8 @@ def picture_grid(rows: dict[str, PictureSet], columns: int = 10, scale: int = 2)
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 1.35 * len(rows)), squeeze=False, layout="constrained")
     for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
         shown = [to_pil_image(pictures[index][0]) for index in range(min(columns, len(pictures)))]
-        axis.imshow(np.hstack([ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR) for picture in shown]))
+        squares = [np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)) for picture in shown]
+        axis.imshow(np.hstack(squares))
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_axis_off()
     return figure
