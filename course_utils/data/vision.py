@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,37 +72,29 @@ def _flowers(root: Path, test: bool) -> PictureDataset:
     return PictureDataset(tuple(files), torch.tensor(labels), tuple(datasets.Flowers102.classes))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A data set as torchvision states it: its folder, the files with their MD5, and how to open what is unpacked."""
-
-    folder: str
-    files: tuple[tuple[str, str], ...]
-    open: Callable[[Path, bool], PictureDataset]
-
-
 _FLOWERS = tuple((datasets.Flowers102._download_url_prefix + file, md5) for file, md5 in datasets.Flowers102._file_dict.values())
+# As torchvision states them: the folder, the files with their MD5, and how to open what is unpacked.
 SOURCES = {
-    "pets": _Source("oxford-iiit-pet", datasets.OxfordIIITPet._RESOURCES, _pets),
-    "flowers102": _Source("flowers-102", _FLOWERS, _flowers),
+    "pets": ("oxford-iiit-pet", datasets.OxfordIIITPet._RESOURCES, _pets),
+    "flowers102": ("flowers-102", _FLOWERS, _flowers),
 }
 
 
-def _unpacked(source: _Source) -> Path:
+def _unpacked(folder: str, files: Sequence[tuple[str, str]]) -> Path:
     """The root in which torchvision finds the data set: fetched and unpacked at the first call, whole or not at all."""
-    origins = [locate(f"{source.folder}/{url.rsplit('/', 1)[1]}", url, f"md5:{md5}") for url, md5 in source.files]
+    origins = [locate(f"{folder}/{url.rsplit('/', 1)[1]}", url, f"md5:{md5}") for url, md5 in files]
     # Named by the digests, so that what a mirror served never passes for the original.
     digests = repr(sorted(digest for _, digest in origins)).encode()
-    root = cache_folder() / "data" / f"{source.folder}-{hashlib.sha256(digests).hexdigest()[:8]}"
+    root = cache_folder() / "data" / f"{folder}-{hashlib.sha256(digests).hexdigest()[:8]}"
     if root.exists():
         return root
-    files = [fetch(url, digest, cache_folder() / "archives" / source.folder) for url, digest in origins]
+    fetched = [fetch(url, digest, cache_folder() / "archives" / folder) for url, digest in origins]
     with disk_space(root):
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root.parent) as building:
-            home = Path(building) / "root" / source.folder
+            home = Path(building) / "root" / folder
             home.mkdir(parents=True)
-            for file in files:
+            for file in fetched:
                 if file.suffix == ".mat":
                     shutil.copy(file, home)
                 else:
@@ -119,7 +111,8 @@ def vision_data(name: str, split: str) -> PictureDataset:
         raise ValueError(f"no data set {name!r}; there are {', '.join(SOURCES)}")
     if split not in ("train", "valid", "test"):
         raise ValueError(f"no split {split!r}; there are train, valid, test")
-    pictures = SOURCES[name].open(_unpacked(SOURCES[name]), split == "test")
+    folder, files, open_in = SOURCES[name]
+    pictures = open_in(_unpacked(folder, files), split == "test")
     pictures = pictures.subset(np.random.default_rng(CUT_SEED).permutation(len(pictures)).tolist())  # they come sorted by class
     return pictures if split == "test" else cut(pictures)[split == "valid"]
 
