@@ -19,7 +19,7 @@ from course_utils.data.photos import PHOTOGRAPHS
 from course_utils.paths import ROOT
 from tools.course import read_course
 
-# The rooms of course_utils in the order in which data flow; a file of another name belongs to the room given here.
+# The rooms of course_utils in the order in which data flow.
 ROOMS = [
     "paths",
     "profile",
@@ -34,7 +34,6 @@ ROOMS = [
     "plots",
     "exercises",
 ]
-PART_OF = {"torchvision_backbones": "backbones"}
 PACKAGE = sorted((ROOT / "course_utils").rglob("*.py"))
 GUIDES = ["README.md", "CONTRIBUTING.md", "data/README.md"]
 
@@ -222,8 +221,7 @@ def test_every_weight_file_has_a_card_and_all_are_small() -> None:
 
 
 def room(path: Path) -> str:
-    name = path.relative_to(ROOT / "course_utils").parts[0].removesuffix(".py")
-    return PART_OF.get(name, name)
+    return path.relative_to(ROOT / "course_utils").parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> list[tuple[str, int]]:
@@ -240,8 +238,7 @@ def imported(path: Path) -> list[tuple[str, int]]:
             )
         for module in modules:
             if module.startswith("course_utils."):
-                name = module.split(".")[1]
-                found.append((PART_OF.get(name, name), node.lineno))
+                found.append((module.split(".")[1], node.lineno))
             assert module.split(".")[0] not in ("tools", "tests"), f"{path.name}:{node.lineno} imports {module}"
     return found
 

@@ -18,15 +18,14 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms.functional import pil_to_tensor
 
-from course_utils import download, torchvision_backbones
-from course_utils.backbones import Backbone, WeightsError
+from course_utils import backbones, download
+from course_utils.backbones import NAMES, Backbone, WeightsError, torchvision_backbone
 from course_utils.data import vision
 from course_utils.data.batches import batches
 from course_utils.data.pictures import PictureError
 from course_utils.data.splits import few_shot
 from course_utils.data.vision import PictureDataset, cut, picture_folder, vision_data
 from course_utils.download import DownloadError, OfflineError
-from course_utils.torchvision_backbones import NAMES, torchvision_backbone
 from tests.mirror import BREEDS, Mirror, pack, serve_handful
 
 NETWORK = "mobilenet_v3_small"
@@ -125,7 +124,7 @@ def test_without_a_mirror_torchvision_is_asked(name: str, monkeypatch: pytest.Mo
         raise OfflineError
 
     monkeypatch.delenv("COURSE_MIRROR", raising=False)
-    monkeypatch.setattr(torchvision_backbones, "fetch", offline)
+    monkeypatch.setattr(backbones, "fetch", offline)
     with pytest.raises(OfflineError), torch.device("meta"):
         torchvision_backbone(name)
     url = zoo.get_model_weights(name).DEFAULT.url
