@@ -27,6 +27,7 @@ ROOMS = [
     "data",
     "backbones",
     "fusion",
+    "adaptation",
     "training",
     "evaluate",
     "features",

@@ -31,7 +31,8 @@ def parameter_groups(model: Classifier, lr: float, head_lr: float | None = None,
     parts = stages(model.backbone) if factor != 1 else [model.backbone]
     rates = [lr / factor**depth for depth in reversed(range(len(parts)))]
     groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in zip(parts, rates, strict=True)]
-    return [*groups, {"params": list(model.head.parameters()), "lr": lr if head_lr is None else head_lr}]
+    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+    return [*groups, {"params": rest, "lr": lr if head_lr is None else head_lr}]
 
 
 def adamw(lr: float = 2e-3, head_lr: float | None = None, weight_decay: float = 0.01, factor: float = 1.0) -> OptimizerRecipe:
