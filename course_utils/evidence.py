@@ -131,13 +131,8 @@ def follows(rule: str, estimate: Estimate) -> bool:
     return all(outcomes)
 
 
-def pack_hits(hits: np.ndarray) -> str:
-    """A bool array as hexadecimal text, for a stored table."""
-    return np.packbits(np.asarray(hits, dtype=bool)).tobytes().hex()
-
-
 def unpack_hits(text: str, count: int) -> np.ndarray:
-    """The bool array `(count,)` that `pack_hits` wrote."""
+    """The bool array `(count,)` that a stored table holds as hexadecimal text."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from course_utils import evidence
-from course_utils.evidence import Claims, Estimate, compare, estimate, follows, pack_hits, stored, stretch, unpack_hits
+from course_utils.evidence import Claims, Estimate, compare, estimate, follows, stored, stretch, unpack_hits
+from tools.evidence import pack_hits
 
 
 def runs(rng, accuracy, seeds=10, pictures=400, seed_spread=0.03, picture_spread=0.0):

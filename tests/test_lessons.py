@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from course_utils.data import augmentation
-from course_utils.evidence import estimate, pack_hits, unpack_hits
+from course_utils.evidence import estimate, unpack_hits
 from course_utils.paths import NOTEBOOKS
 from course_utils.plots import COLOURS, START_COLOURS
 from course_utils.training import adamw, constant, fit, one_cycle, unfreeze_top
 from tests.test_fit import toy_batches, toy_model, weights
+from tools.evidence import pack_hits
 
 
 def cells(lesson: str, tag: str, **names) -> dict:

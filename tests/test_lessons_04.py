@@ -13,13 +13,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from course_utils.paths import EVIDENCE, ROOT
-from course_utils.training import adamw, fit, gradually, head_first, one_cycle, stages
+from course_utils.training import adamw, constant, fit, one_cycle, stages, unfreeze_top
 from tests.test_fit import weights
-from tests.test_freezing import few_batches, small
+from tests.test_freezing import few_batches, moved, small
 from tests.test_lessons import cells
 from tools.evidence import definitions
 
 SOURCE = ROOT / "notebooks/source/04_fine_tuning.py"
+UNFREEZING = cells("04", "unfreezing", unfreeze_top=unfreeze_top, stages=stages)
+gradually, head_first = UNFREEZING["gradually"], UNFREEZING["head_first"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,27 @@ def test_fine_tuning_by_hand_ends_with_the_weights_of_fit(by_hand, net, unfreeze
     assert torch.equal(weights(ours), weights(other))
     assert not torch.equal(weights(ours), weights(small(net)))
     assert not any(part.training for part in other.modules())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [(gradually(), [0, 1, 2, 3, 4, 4]), (gradually(2), [0, 0, 1, 1, 2, 2]), (head_first(2), [0, 0, 4, 4, 4, 4])],
+)
+def test_a_schedule_unfreezes_from_epoch_to_epoch_and_the_optimizer_follows(schedule, expected: list[int]) -> None:
+    model, learned = small(), []
+    before = copy.deepcopy(model.state_dict())
+
+    def watch(model) -> float:
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        parts = [{named[id(parameter)] for parameter in part.parameters()} for part in stages(model.backbone)]
+        now = moved(model, before)
+        learned.append(sum(part <= now for part in parts))
+        assert all(part <= now or not part & now for part in parts), "a stage moves as a whole"
+        before.update(copy.deepcopy(model.state_dict()))
+        return 0.0
+
+    fit(model, few_batches(model), epochs=6, optimizer=adamw(0.01), schedule=constant, unfreeze=schedule, validate=watch)
+    assert learned == expected
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jupytext
+import numpy as np
 import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/evidence.py` finds its neighbours from any folder
 from course_utils.backbones import EMBEDDED, read_card
-from course_utils.evidence import Claims, pack_hits
+from course_utils.evidence import Claims
 from course_utils.paths import write_whole
 from tools.course import ROOT, Lesson, ToolError, prepare_folder, read_course
 
@@ -42,6 +43,11 @@ def definitions(source: Path) -> dict[str, Any]:
     for part in code:
         exec(compile(part, str(source), "exec"), names)
     return names
+
+
+def pack_hits(hits: np.ndarray) -> str:
+    """A bool array as hexadecimal text, which `course_utils.evidence.unpack_hits` reads."""
+    return np.packbits(np.asarray(hits, dtype=bool)).tobytes().hex()
 
 
 def rows_of(source: Path, seed: int, threads: int) -> list[dict[str, Any]]:

@@ -111,8 +111,7 @@ def stratified_folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
 
     Raises `ValueError` for fewer than two folds, or more than the pictures of a class.
     """
-    sizes = torch.bincount(labels.cpu())
-    sizes = sizes[sizes > 0]
+    _, sizes = labels.unique(return_counts=True)
     if count < 2:
         raise ValueError(f"cross-validation takes two folds or more, not {count}")
     if len(labels) < count:

@@ -47,18 +47,6 @@ def unfreeze_top(model: Classifier, count: int) -> None:
         part.requires_grad_(True)
 
 
-def gradually(every: int = 1) -> Unfreezing:
-    """Gradual unfreezing (Howard and Ruder 2018): the head alone, then one more stage from the top after `every` epochs."""
-    if every < 1:
-        raise ValueError(f"one more stage after every epoch, or after more of them, not after {every}")
-    return lambda model, epoch: unfreeze_top(model, min(epoch // every, len(stages(model.backbone))))
-
-
-def head_first(epochs: int) -> Unfreezing:
-    """The head alone for so many epochs, then everything."""
-    return lambda model, epoch: unfreeze_top(model, 0 if epoch < epochs else len(stages(model.backbone)))
-
-
 def _in_order(layers: nn.Module) -> Iterator[nn.Module]:
     """The layers of a chain, chains within it opened; a residual block stays whole."""
     for layer in layers.children():

@@ -44,8 +44,6 @@ from course_utils.profile import get_profile, pick_device
 from course_utils.training import (
     adamw,
     fit,
-    gradually,
-    head_first,
     one_cycle,
     stages,
     supervised,
@@ -129,9 +127,26 @@ def fine_tune_by_hand(model, parts, rates, learning, data, epochs):
 #
 # $$\eta_k = \eta \, / \, 2.6^{K-k}.$$
 #
-# These are **discriminative rates**. In the package, `adamw(lr, head_lr, factor=2.6)` makes such groups, and `fit(...,
-# unfreeze=gradually())` does the rest.
-#
+# These are **discriminative rates**. In the package, `adamw(lr, head_lr, factor=2.6)` makes such groups. `fit` takes
+# `unfreeze`, a function of the model and the epoch, and calls it before each epoch. Two of them, in a line each:
+
+
+# %% tags=["evidence", "unfreezing"]
+def gradually(every=1):
+    """Gradual unfreezing: the head alone, then one more stage from the top after so many epochs."""
+    return lambda model, epoch: unfreeze_top(
+        model, min(epoch // every, len(stages(model.backbone)))
+    )
+
+
+def head_first(epochs):
+    """The head alone for so many epochs, then everything."""
+    return lambda model, epoch: unfreeze_top(
+        model, 0 if epoch < epochs else len(stages(model.backbone))
+    )
+
+
+# %% [markdown]
 # **Predict.** Train one copy by hand and one with `fit`. How far apart are the weights at the end?
 
 
