@@ -12,13 +12,11 @@
 # holds pictures alone, and gives the labels out in one cell near the end, when every answer has been written down.
 
 # %% tags=["parameters"]
-PROFILE: str = (
-    "embedded"  # [embedded | imagenet] the world of the networks; the second needs a network
-)
+PROFILE: str = "embedded"  # [embedded | imagenet] the world; the second needs a network
 SEED: int = 0  # moves the head, the order, the augmentation, and what is drawn at random
 DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to compute
 OUT: str = "../build/08"  # where results go
-NET: str = "vgg"  # [vgg | resnet] the backbone of the live runs, from far letters where the profile has them
+NET: str = "vgg"  # [vgg | resnet] the backbone of the live runs, from far letters
 STEPS: int = 100  # training steps of each live run; stored runs take 300
 SAMPLE: int = 300  # pictures of each domain that the live measures look at, 60 to 300
 
