@@ -85,7 +85,7 @@ def towards(answer) -> None:
 def nearest(answer) -> None:
     for n in (5, 3, 1):
         pixels = some_pixels(n, 4)
-        radius = random.uniform(0.5, 1.0)
+        radius = random.uniform(0.3, 0.5)
         moved = pixels + torch.randn_like(pixels) * 0.4
         moved[n // 2] = pixels[n // 2] + (moved[n // 2] - pixels[n // 2]) * 0.05  # inside already
         change = moved - pixels
