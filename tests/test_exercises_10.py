@@ -199,7 +199,7 @@ WRONG = {
         (lambda pictures: checked(pictures, high=False), "up to 255"),
         (lambda pictures: checked(pictures, finite=False), "not a number"),
         (lambda pictures: checked(pictures, dims=False), "without a batch"),
-        (lambda pictures: checked(pictures.float() if not pictures.dtype == torch.uint8 else pictures), "true and false"),
+        (lambda pictures: checked(pictures.float() if pictures.dtype != torch.uint8 else pictures), "true and false"),
         (lambda pictures: checked(pictures).clamp(0, 1) if pictures.dtype == torch.uint8 else pictures.clamp(0, 1), "up to 255"),
         (checked_by_assert, "AssertionError"),
         (lambda *a: None, "not NoneType"),

@@ -69,8 +69,7 @@ def towards(answer) -> None:
             "that moves away from the model's own answer, and not towards the class that is wanted": pixels
             + epsilon * slope["truth"].sign(),
             "the gradient itself is tiny and differs from pixel to pixel; take its sign": pixels - epsilon * slope["wanted"],
-            "you divided the gradient by its length; take its sign, pixel by pixel": pixels
-            - epsilon * slope["wanted"] / length,
+            "you divided the gradient by its length; take its sign, pixel by pixel": pixels - epsilon * slope["wanted"] / length,
             "that is the change alone; add it to the pixels": -epsilon * down,
         }
         for reason, values in mistakes.items():
@@ -116,7 +115,9 @@ def nearest(answer) -> None:
         if same(found, pixels + first):
             raise NotYet("you clipped to [0, 1] before the length was limited, and so it became too short: clip last")
         far = float((found - pixels).flatten(1).norm(dim=1).max())
-        raise NotYet(f"the radius is {radius:.3f}, your longest change {far:.3f}, and pixels lie in {found.min():.2f} … {found.max():.2f}")
+        raise NotYet(
+            f"the radius is {radius:.3f}, your longest change {far:.3f}, and pixels lie in {found.min():.2f} … {found.max():.2f}"
+        )
 
 
 def robust(answer) -> None:
@@ -137,7 +138,9 @@ def robust(answer) -> None:
                 "that is the strongest single attack on pictures that were right before; count picture by picture": min(
                     (clean & found).mean() for found in after.values()
                 ),
-                "the mean over attacks lets a picture count for a half; it survives all of them, or it does not count": np.mean(rates),
+                "the mean over attacks lets a picture count for a half; it survives all of them, or it does not count": np.mean(
+                    rates
+                ),
                 "a picture that was wrong before any attack does not count either": every.mean(),
                 "you divided by the pictures that were right before; robust accuracy is a share of all pictures": expected
                 / clean.mean(),
@@ -151,7 +154,9 @@ def robust(answer) -> None:
             }
             if np.diff(sorted([expected, *mistakes.values()])).min() > 1e-4:
                 break
-        found = number(call(answer, clean.copy(), {name: rows.copy() for name, rows in after.items()}), "; robust accuracy is one")
+        found = number(
+            call(answer, clean.copy(), {name: rows.copy() for name, rows in after.items()}), "; robust accuracy is one"
+        )
         if math.isclose(found, expected, abs_tol=1e-6):
             continue
         for reason, value in mistakes.items():
@@ -286,7 +291,7 @@ EXERCISES = {
     ),
     "10.4": Exercise(
         diagnose,
-        "Each sign compares two numbers, all but the last with \"many steps\". A proper attack beats what knows less than it does.",
+        'Each sign compares two numbers, all but the last with "many steps". A proper attack beats what knows less than it does.',
     ),
     "10.5": Exercise(
         checked,
