@@ -78,7 +78,8 @@ def towards(answer) -> None:
         far = (found - pixels).abs().max()
         if far > epsilon + 1e-6:
             raise NotYet(f"epsilon is {epsilon:.3f}, and you moved a pixel by {far:.3f}")
-        raise NotYet(f"{(~torch.isclose(found, expected, atol=1e-5)).float().mean():.0%} of the pixels are not where they belong")
+        off = (~torch.isclose(found, expected, atol=1e-5)).float().mean()
+        raise NotYet(f"{off:.0%} of the pixels are not where they belong")
 
 
 def nearest(answer) -> None:
