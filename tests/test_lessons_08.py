@@ -13,10 +13,9 @@ from torch import nn
 from course_utils.adaptation import mmd
 from course_utils.backbones import Classifier, centred, load_backbone
 from course_utils.data import Split
-from course_utils.evidence import pack_hits
 from course_utils.paths import EVIDENCE, NOTEBOOKS
 from tests.test_lessons import cells
-from tools.evidence import definitions
+from tools.evidence import definitions, pack_hits
 
 SOURCE = NOTEBOOKS / "source" / "08_domain_shift.py"
 

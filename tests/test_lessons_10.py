@@ -13,10 +13,9 @@ from course_utils.backbones import Classifier, load_backbone
 from course_utils.data import batches
 from course_utils.data.splits import Split
 from course_utils.evaluate import hits
-from course_utils.evidence import pack_hits
 from course_utils.paths import EVIDENCE, NOTEBOOKS
 from course_utils.training import adamw, fit
-from tools.evidence import definitions
+from tools.evidence import definitions, pack_hits
 
 SOURCE = NOTEBOOKS / "source" / "10_adversarial_robustness.py"
 

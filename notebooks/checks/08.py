@@ -2,26 +2,17 @@
 
 import math
 import random
+from functools import partial
 
 import numpy as np
 import torch
 
-from course_utils.exercises import Exercise, NotYet, apart, call, number
+from course_utils.exercises import Exercise, NotYet, apart, call, near, number, values_of
 
 KINDS = ("none", "covariate", "label", "concept")
 
 
-def values_of(found, what: str) -> torch.Tensor:
-    """An answer as a tensor of float64."""
-    try:
-        values = found.detach().cpu() if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
-        return values.double()
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"{what} is expected, a tensor, not {type(found).__name__}") from None
-
-
-def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected.double(), rtol=tolerance, atol=tolerance)
+close = partial(near, tolerance=1e-4)
 
 
 def unchanged(given, kept, what: str) -> None:
@@ -225,9 +216,9 @@ def mixed_statistics(answer) -> None:
 
         share = N / (N + n)
         right, cells = mixed(own, share), n * 24
-        if all(near(mine, its) for mine, its in zip(pair, right, strict=True)):
+        if all(close(mine, its) for mine, its in zip(pair, right, strict=True)):
             continue
-        if all(near(mine, its) for mine, its in zip(pair, right[::-1], strict=True)):
+        if all(close(mine, its) for mine, its in zip(pair, right[::-1], strict=True)):
             raise NotYet("the mean comes first, then the variance; yours are swapped")
         shapes = [tuple(part.shape) for part in pair]
         if shapes != [(channels,)] * 2:
@@ -248,10 +239,10 @@ def mixed_statistics(answer) -> None:
             "that is a deviation; variances are asked for": [right[0], right[1].sqrt()],
         }
         for reason, values in mistakes.items():
-            if all(near(mine, its) for mine, its in zip(pair, values, strict=True)):
+            if all(close(mine, its) for mine, its in zip(pair, values, strict=True)):
                 raise NotYet(reason)
         for name, mine, its in zip(("mean", "variance"), pair, right, strict=True):
-            if not near(mine, its):
+            if not close(mine, its):
                 place = int((mine - its).abs().nan_to_num(torch.inf).argmax())
                 raise NotYet(
                     f"with N = {N} and {n} target pictures, the {name} of channel {place} is {its[place]:.4f}; "
@@ -278,37 +269,37 @@ def recolour(answer) -> None:
             raise NotYet("some of these numbers are not finite")
         moved = torch.cat([source, torch.ones(n, 1, dtype=torch.float64)], dim=1)
         line = moved @ torch.linalg.lstsq(moved, found).solution
-        if not near(found, line):
+        if not close(found, line):
             raise NotYet(
                 "that is no linear map and shift of the source's rows: every row goes through the same matrix, in its own place"
             )
         own, wanted, have = (table.T.cov() for table in (source, target, found))
-        centred = near(found.mean(dim=0), target.mean(dim=0))
-        if near(have, wanted) and centred:
+        centred = close(found.mean(dim=0), target.mean(dim=0))
+        if close(have, wanted) and centred:
             continue
         identity = torch.eye(width, dtype=torch.float64)
-        if near(found, source):
+        if close(found, source):
             raise NotYet("those are the source's rows as they were")
-        if near(have, wanted):
-            kind = "the source's own" if near(found.mean(dim=0), source.mean(dim=0)) else "another one"
+        if close(have, wanted):
+            kind = "the source's own" if close(found.mean(dim=0), source.mean(dim=0)) else "another one"
             raise NotYet(
                 f"the covariance is right, but the mean is {kind}: centre the source, and add the target's mean at the end"
             )
-        if near(have, identity):
+        if close(have, identity):
             raise NotYet("that is whitened, covariance 1: now put in the target's covariance")
-        if near(have, own):
+        if close(have, own):
             raise NotYet("you moved the mean; the covariance is still the source's")
-        if near(have.diagonal(), wanted.diagonal()):
+        if close(have.diagonal(), wanted.diagonal()):
             raise NotYet(
                 "every feature has the target's variance, but features still vary together as the source's do: use the matrices"
             )
         root = torch.linalg.cholesky(wanted)
-        if near(have, root @ own @ root.T):
+        if close(have, root @ own @ root.T):
             raise NotYet("coloured without whitening first: the source's own covariance is still in it")
         inverse = torch.linalg.inv(torch.linalg.cholesky(own))
-        if near(have, wanted @ wanted) or near(have, wanted @ inverse @ own @ inverse.T @ wanted):
+        if close(have, wanted @ wanted) or close(have, wanted @ inverse @ own @ inverse.T @ wanted):
             raise NotYet("you multiplied by the covariance; its root is wanted")
-        if near(have, root.T @ root):
+        if close(have, root.T @ root):
             raise NotYet("R Rᵀ = C is turned round: rows are coloured by white @ R.T, columns by R @ white")
         row, column = divmod(int((have - wanted).abs().argmax()), width)
         raise NotYet(

@@ -8,16 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from course_utils.exercises import Exercise, NotAttempted, NotYet, call, number
+from course_utils.exercises import Exercise, NotAttempted, NotYet, call, number, values_of
 
 
 def tensor_of(found, shape, what: str) -> torch.Tensor:
     """An answer as a float64 tensor of the shape that is expected."""
-    try:
-        values = found.detach().cpu() if isinstance(found, torch.Tensor) else torch.as_tensor(np.asarray(found))
-        values = values.double()
-    except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"{what} are expected, a tensor, not {type(found).__name__}") from None
+    values = values_of(found, what)
     if values.shape != shape:
         raise NotYet(f"{what} keep their shape {tuple(shape)}, and yours have {tuple(values.shape)}")
     return values
