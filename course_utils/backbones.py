@@ -95,14 +95,8 @@ def small_resnet() -> nn.Sequential:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-EMBEDDED = {
-    "vgg_near": small_vgg,
-    "resnet_near": small_resnet,
-    "vgg_far": small_vgg,
-    "resnet_far": small_resnet,
-    "resnet_photos": small_resnet,
-    "resnet_shuffled": small_resnet,
-}
+EMBEDDED = dict.fromkeys(("vgg_near", "vgg_far"), small_vgg)
+EMBEDDED |= dict.fromkeys(("resnet_near", "resnet_far", "resnet_photos", "resnet_shuffled"), small_resnet)
 WIDTH = 128
 # Left out: squeezenet has no linear head, googlenet and inception have three, vit_h_14's weights want larger pictures.
 NAMES = tuple(zoo.list_models(zoo, exclude=["squeezenet*", "googlenet", "inception_v3", "vit_h_14"]))

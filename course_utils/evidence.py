@@ -44,7 +44,8 @@ def estimate(hits: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accu
 
     hits: one bool array `(n_test,)` a seed, all over the same test pictures.
     """
-    return _bootstrap(np.stack(hits).astype(float), seeds, unit)
+    values = np.stack(hits).astype(float)
+    return ratio(values, np.ones_like(values), seeds, unit)
 
 
 def compare(ours: Sequence[np.ndarray], other: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accuracy") -> Estimate:
@@ -55,22 +56,23 @@ def compare(ours: Sequence[np.ndarray], other: Sequence[np.ndarray], seeds: Sequ
     """
     if len(ours) != len(other) or any(len(a) != len(b) for a, b in zip(ours, other, strict=True)):
         raise ValueError("a paired comparison needs the same seeds and the same test pictures on both sides")
-    return _bootstrap(np.stack(ours).astype(float) - np.stack(other).astype(float), seeds, unit)
+    difference = np.stack(ours).astype(float) - np.stack(other)
+    return ratio(difference, np.ones_like(difference), seeds, unit)
 
 
-def _bootstrap(values: np.ndarray, seeds: Sequence[int], unit: str) -> Estimate:
-    """Resample the rows (seeds) and the columns (pictures) of `values`; the percentile interval of the mean.
+def ratio(above: np.ndarray, below: np.ndarray, seeds: Sequence[int], unit: str) -> Estimate:
+    """The ratio of two sums over the same seeds and test pictures, `(seeds, n_test)` each, which are resampled together.
 
-    Few seeds make a bootstrap too sure of itself: the interval is stretched as Student's t is wider than the normal.
+    Few seeds make a bootstrap too sure of itself: its percentile interval is stretched as Student's t is wider than the normal.
     """
-    count, pictures = values.shape
+    count, pictures = above.shape
     if count != len(seeds):
         raise ValueError(f"{count} rows of results for {len(seeds)} seeds")
     rows, columns = resampling(count, pictures)
-    means = np.einsum("rs,rs->r", rows, columns @ values.T)
-    mean = float(values.mean())
-    low, high = mean + stretch(count) * (np.quantile(means, [0.025, 0.975]) - mean)
-    return Estimate(mean, float(low), float(high), tuple(int(seed) for seed in seeds), unit)
+    sums = [np.einsum("rs,rs->r", rows, columns @ part.T) for part in (above, below)]
+    value = float(above.sum() / below.sum())
+    low, high = value + stretch(count) * (np.quantile(sums[0] / sums[1], [0.025, 0.975]) - value)
+    return Estimate(value, float(low), float(high), tuple(int(seed) for seed in seeds), unit)
 
 
 @lru_cache(maxsize=4)  # drawing takes ten times longer than using what was drawn

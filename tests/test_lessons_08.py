@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from course_utils.adaptation import mmd
 from course_utils.backbones import Classifier, centred, load_backbone
@@ -109,6 +110,10 @@ def test_re_estimated_statistics_are_those_of_the_pictures_and_no_weight_moves(l
     assert torch.allclose(norm.running_mean, expected, atol=1e-4)
     expected = torch.stack([part.var(dim=(0, 2, 3)) for part in maps]).mean(dim=0)
     assert torch.allclose(norm.running_var, expected, atol=1e-3)
+    ready = copy.deepcopy(model)
+    update_bn((centred(part) for part in pictures[:64].split(32)), ready)
+    for name, value in ready.state_dict().items():
+        assert torch.allclose(value.float(), found.state_dict()[name].float(), atol=1e-6), name
     four = lesson["re_estimated"](model, pictures[:4])  # fewer than one batch
     assert not torch.equal(next(b for n, b in four.named_buffers() if "mean" in n), before["backbone.layers.0.1.running_mean"])
 

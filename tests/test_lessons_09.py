@@ -123,6 +123,19 @@ def test_the_mistakes_are_the_mistakes_and_the_tests_of_the_lesson_catch_them(le
     assert lesson["STEP_OF"]["dann capped"].keywords["strength"](1.0) < 0.5
 
 
+def test_restated_statistics_are_those_of_the_pictures_and_nothing_is_learned(lesson: dict) -> None:
+    model, shown = model_of(), pictures(256, 3)
+    before = copy.deepcopy(model.state_dict())
+    found = lesson["restated"](model, shown)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in found.named_parameters()) and not found.training
+    convolution, norm = found.backbone.layers[0][:2]
+    with torch.no_grad():
+        maps = convolution(model.transform(shown))
+    assert torch.allclose(norm.running_mean, maps.mean(dim=(0, 2, 3)), atol=1e-4)
+    assert torch.allclose(norm.running_var, maps.var(dim=(0, 2, 3)), rtol=0.05)
+
+
 def test_a_fresh_probe_tells_shifted_features_apart_and_equal_ones_not(lesson: dict) -> None:
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(300, 20, generator=random), torch.randn(300, 20, generator=random)

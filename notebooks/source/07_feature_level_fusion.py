@@ -49,9 +49,8 @@ from course_utils.evidence import (
     Estimate,
     compare,
     estimate,
-    resampling,
+    ratio,
     stored,
-    stretch,
     unpack_hits,
 )
 from course_utils.exercises import check, hint, solution  # noqa: F401
@@ -688,17 +687,6 @@ def best_of(table, arms, labels=20):
     """The arm that is best on validation pictures."""
     rows = table[table["arm"].isin(arms) & (table["labels"] == labels)]
     return rows.groupby("arm")["valid"].mean().idxmax()
-
-
-def ratio(above, below, seeds, unit):
-    """The ratio of two sums over the same seeds and pictures, (seeds, n) each, with both resampled together."""
-    count, pictures = above.shape
-    rows, columns = resampling(count, pictures)
-    sums = [np.einsum("rs,rs->r", rows, columns @ part.T) for part in (above, below)]
-    value = above.sum() / below.sum()
-    ends = np.quantile(sums[0] / sums[1], [0.025, 0.975])
-    low, high = value + stretch(count) * (ends - value)
-    return Estimate(float(value), float(low), float(high), tuple(seeds), unit)
 
 
 def errors_removed(ours, other, seeds):

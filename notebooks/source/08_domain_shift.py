@@ -46,9 +46,8 @@ from course_utils.evidence import (
     Estimate,
     compare,
     estimate,
-    resampling,
+    ratio,
     stored,
-    stretch,
     unpack_hits,
 )
 from course_utils.exercises import check, hint, solution  # noqa: F401
@@ -480,15 +479,7 @@ def won_back(table, pair, start, remedy):
     )
     home = rows_of(table, pair, start, "plain")["source"].to_numpy()[:, None]
     ours, plain = np.stack(ours).astype(float), np.stack(plain).astype(float)
-    rows, columns = resampling(*ours.shape)
-    gained, lost = (
-        np.einsum("rs,rs->r", rows, columns @ part.T) for part in (ours - plain, home - plain)
-    )
-    value = float((ours - plain).sum() / (home - plain).sum())
-    low, high = value + stretch(len(seeds)) * (
-        np.quantile(gained / lost, [0.025, 0.975]) - value
-    )
-    return Estimate(value, float(low), float(high), tuple(seeds), "share of the loss")
+    return ratio(ours - plain, home - plain, seeds, "share of the loss")
 
 
 def gap(table, pair, start, remedy):
@@ -742,6 +733,7 @@ show(
 # %% [markdown]
 # **3. Re-estimate the batch-norm statistics.** A batch norm subtracts a mean and divides by a deviation, channel by channel. It learned both on source pictures. Forget
 # them, show the network *target* pictures, and let it count again (Li et al. 2016). No weight changes, no label is needed, and it takes a second.
+# (Torch has this ready made, as `torch.optim.swa_utils.update_bn`.)
 
 
 # %% tags=["evidence"]
