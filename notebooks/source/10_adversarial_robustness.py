@@ -25,7 +25,7 @@ PROFILE: str = "embedded"  # [embedded | imagenet] the world; the second needs a
 SEED: int = 0  # moves the head, the order and the start of every attack
 DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to train
 OUT: str = "../build/10"  # where results go
-NET: str = "vgg_far"  # the backbone of the live runs, by its name in the profile
+NET: str = "vgg"  # [vgg | resnet] the backbone of the live runs, from far letters
 STEPS: int = 120  # training steps of the live runs; stored runs take 200
 ATTACKED: int = 100  # test pictures that are attacked live; stored runs take all 300
 EPSILON: float = 0.1  # how far a pixel may be moved in the live runs; black is 0, white is 1
@@ -125,7 +125,7 @@ def is_right(model, pixels, labels):
 def learn(step):
     """The backbone of the live runs, fine-tuned on MNIST by a step of `fit`."""
     torch.manual_seed(SEED)
-    model = new_model(profile.backbones[NET])
+    model = new_model(profile.backbones.get(f"{NET}_far", profile.backbones[NET]))
     data = batches(train, model.transform, size=32, steps=STEPS, seed=SEED, device=device)
     fit(model, data, step=step, optimizer=adamw(3e-3))
     return model
