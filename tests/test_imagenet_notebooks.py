@@ -11,7 +11,7 @@ from course_utils.paths import ROOT
 from course_utils.profile import get_profile
 from tests.mirror import Mirror, serve_handful
 
-QUICK = dict.fromkeys(("00", "01", "02", "04"), ["LABELS=2", "STEPS=2"])
+QUICK = {lesson: ["LABELS=2", "STEPS=2"] for lesson in ("00", "01", "02", "04")}
 QUICK["03"] = ["LABELS=2", "EPOCHS=2", "NET=resnet"]
 QUICK["05"] = ["LABELS=2", "STEPS=2", "SCORED=resnet"]
 QUICK["06"] = ["LABELS=2", "STEPS=2", "BUDGET=4"]

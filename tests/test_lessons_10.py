@@ -116,7 +116,7 @@ def test_survivors_were_right_and_a_stronger_attack_never_leaves_more(lesson: di
     pixels, labels = some(150)
     split, model = split_of(pixels, labels), Flat()
     x, y = lesson["ready"](split)
-    model.bias = float(((x * model.weight).sum(dim=(1, 2, 3))).median())  # both classes are answered
+    model.bias = float((x * model.weight).sum(dim=(1, 2, 3)).median().detach())  # both classes are answered
     right = lesson["is_right"](model, x, y).numpy()
     assert 0 < right.sum() < len(right)
     before = right
