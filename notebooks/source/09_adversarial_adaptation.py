@@ -457,33 +457,69 @@ def chosen_method():
 
 
 def ablation_claims(table, claim):
-    """What each ingredient brings, and how much of the gap is closed."""
-
-    def gained(text, ours, other, rule):
-        claim(text, gain(table, ours, other), rule=rule, origin="stored")
-
-    def closed(text, ours, floor, rule):
-        claim(text, gap_closed(table, ours, floor), rule=rule, origin="stored")
-
-    best, floor, bare = chosen_method(), ("random", "source"), ("random", "source", False)
-    text = "closes more than 55 % of the gap from augmented source-only to on-target"
-    closed(f"random start: {best} {text}", ("random", best), floor, "low > 0.55")
-    text = "far letters: DANN closes more than 80 % of that gap"
-    closed(text, ("far", "dann"), floor, "low > 0.8")
-    text = "random start: DANN closes more than 55 % of the gap from plain source-only to on-target"
-    closed(text, ("random", "dann"), bare, "low > 0.55")
-    for start, rule in (("random", "low > 0.1"), ("far", "low > 0.02"), ("near", "low > 0")):
-        text = f"{start} start: source augmentation brings accuracy without any target picture"
-        gained(text, (start, "source"), (start, "source", False), rule)
-    text = "random start: the adversary brings ten points or more over the same training without one"
-    gained(text, ("random", "dann"), ("random", "dann softmax"), "low > 0.1")
-    text = "random start, DANN: batch norm by domain beats batch norm of mixed domains"
-    gained(text, ("random", "dann"), ("random", "dann mixed"), "low > 0.03")
-    gained(
-        "DANN is better from far letters than from a random start",
-        ("far", "dann"),
-        ("random", "dann"),
-        "low > 0.05",
+    """How much of the gap is closed, and what each ingredient brings."""
+    best = chosen_method()
+    for start, method, augmented, rule in (
+        ("random", best, True, "low > 0.55"),
+        ("random", best, False, "low > 0.7"),
+        ("random", "dann", True, "value > 0.4"),
+        ("far", best, True, "low > 0.8"),
+        ("far", best, False, "low > 0.8"),
+        ("far", "dann", False, "low > 0.8"),
+    ):
+        found = gap_closed(table, (start, method), ("random", "source", augmented))
+        floor = f"{'augmented' if augmented else 'plain'} source-only (random start)"
+        text = f"{start} start, {method}: share of the gap from {floor} to on-target"
+        claim(text, found, rule=rule, origin="stored")
+    for text, start, ours, other, rule in (
+        ("augmentation over none", "random", ("source",), ("source", False), "low > 0.1"),
+        ("augmentation over none", "far", ("source",), ("source", False), "low > 0.02"),
+        (
+            "augmented, target statistics over none",
+            "random",
+            ("restated",),
+            ("source",),
+            "low > 0.05",
+        ),
+        (
+            "augmented, target statistics over none",
+            "far",
+            ("restated",),
+            ("source",),
+            "low > 0.01",
+        ),
+        (
+            "augmented, DANN over a dead adversary",
+            "random",
+            ("dann",),
+            ("dann softmax",),
+            "high < 0.06",
+        ),
+        (
+            "augmented, DANN over target statistics",
+            "far",
+            ("dann",),
+            ("restated",),
+            "high < 0.05",
+        ),
+    ):
+        found = gain(table, (start, *ours), (start, *other))
+        claim(f"{start} start: {text}", found, rule=rule, origin="stored")
+    for start, rule in (("random", "high < 0"), ("far", "low > 0.02"), ("near", "low > 0")):
+        found = gain(table, (start, "dann", False), (start, "restated", False))
+        text = f"{start} start, not augmented: DANN over target statistics"
+        claim(text, found, rule=rule, origin="stored")
+    for start, text in (("far", "far"), ("near", "near")):
+        found = gain(table, (start, "dann"), (start, "dann", False))
+        claim(
+            f"{text} start: augmentation, with DANN", found, rule="value < 0", origin="stored"
+        )
+    found = gain(table, ("far", "dann"), ("random", "dann"))
+    claim(
+        "augmented DANN: far letters over a random start",
+        found,
+        rule="low > 0.02",
+        origin="stored",
     )
 
 
@@ -491,13 +527,14 @@ def ablation_claims(table, claim):
 table = stored("09_adversarial_adaptation")
 ROWS = {  # what is shown: method, augmented, colour
     "source alone": ("source", False, "black"),
-    "+ augmentation": ("source", True, "black"),
-    "+ augmentation, target statistics": ("restated", True, "sky"),
-    "+ augmentation, DANN on mixed batch norm": ("dann mixed", True, "orange"),
-    "+ augmentation, DANN": ("dann", True, "blue"),
-    "DANN, no augmentation": ("dann", False, "orange"),
+    "target statistics": ("restated", False, "sky"),
+    "DANN": ("dann", False, "blue"),
+    "augmented: source alone": ("source", True, "black"),
+    "augmented: target statistics": ("restated", True, "sky"),
+    "augmented: DANN, mixed batch norm": ("dann mixed", True, "orange"),
+    "augmented: DANN": ("dann", True, "blue"),
 }
-figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
 ceiling = estimate(*runs(table, "random", "on target"))
 for axis, start in zip(axes, STARTS, strict=True):
     for place, (method, augmented, colour) in enumerate(ROWS.values()):
@@ -520,11 +557,13 @@ print(f"trained on target labels (dotted): {ceiling}")
 
 # %%
 PAIRS = {  # what is added: with it, without it
+    "target statistics": (("restated", False), ("source", False)),
+    "DANN over target statistics": (("dann", False), ("restated", False)),
     "augmentation": (("source",), ("source", False)),
-    "target statistics alone": (("restated",), ("source",)),
-    "DANN over target statistics": (("dann",), ("restated",)),
-    "DANN: by domain, not mixed": (("dann",), ("dann mixed",)),
-    "DANN without augmentation": (("dann", False), ("source", False)),
+    "augmented: target statistics": (("restated",), ("source",)),
+    "augmented: DANN over target statistics": (("dann",), ("restated",)),
+    "augmented: DANN by domain, not mixed": (("dann",), ("dann mixed",)),
+    "augmentation, with DANN": (("dann",), ("dann", False)),
 }
 rows = []
 for name, (with_it, without) in PAIRS.items():
@@ -544,11 +583,24 @@ print(f"the method that the search chose without labels: {chosen_method()}")
 # the gap (Ganin et al. 2016, table 2). Public reproductions of DANN span .72 to .925, those of source-only .27 to .57. Other networks,
 # other pictures, more of them: shares of a gap can be set side by side, accuracies cannot.
 #
-# **Explain.** @@ABLATION@@
+# **Explain.** *From a random start*, most comes from the augmentation, which never saw a target picture. Next come target statistics, which
+# cost one pass over pictures and no training. What is left for the adversary is little: DANN beats the same training with a *dead*
+# discriminator (more on that below) by a point or two, or by nothing. Set DANN beside source-only, as papers do, and it shines. A good part of that light is batch norm's.
 #
-# ### Why DANN needs the augmentation
+# *From letters* it is another story. There, without augmentation, the adversary adds points of its own to target statistics. And there the
+# augmentation *costs*: with DANN it is better left out. A likely reason: invert and colour the source at random, and the features are asked to be alike for a much wider source than
+# the target needs. We did not test the reason.
 #
-# @@PLAIN@@
+# So ingredients do not add up. What one brings depends on which others are there, and "DANN brings so many points" says little without the rest of the table.
+#
+# The shares of the gap are reached, then: from a random start and from far letters. But look who reaches them. The method that the
+# search chose is BNM, of which more below. It has no adversary. DANN follows some points behind. (Far letters can pass 1: *on target* starts from random numbers, and sees no letters.)
+#
+# ### A calm loss that says nothing
+#
+# One row stands out. From a random start, without augmentation, DANN is *worse* than target statistics alone.
+#
+# **Predict.** What did its domain loss look like? And what would a fresh probe have said?
 
 # %%
 rows = []
@@ -567,7 +619,9 @@ columns = ["start", "augmented", "domain loss", "fresh probe", "source validatio
 show_table(pd.DataFrame(rows, columns=columns))
 
 # %% [markdown]
-# @@PLAIN2@@
+# **Explain.** The domain loss is near ln 2 in *every* row, the failed one too. Source validation is high in every row. Only the fresh probe tells: after the failed runs
+# it still knows the domains apart nearly always. The discriminator was fooled, and nothing was aligned. White strokes on black are far from
+# photographs, and features that start from nothing have many ways to puzzle a discriminator. Few of them keep a 3 a 3.
 #
 # ## Relatives: ADDA, CDAN, BNM
 #
@@ -631,12 +685,18 @@ def relatives_claims(table, claim):
     def gained(text, ours, other, rule):
         claim(text, gain(table, ours, other), rule=rule, origin="stored")
 
-    text = "random start: CDAN+E comes within four points of DANN"
-    gained(text, ("random", "cdan"), ("random", "dann"), "low > -0.04 and high < 0.04")
-    text = "random start: BNM, without any adversary, is no point and a half worse than DANN"
-    gained(text, ("random", "bnm"), ("random", "dann"), "low > -0.015")
-    text = "random start: the adversary on top of BNM brings less than three points"
-    gained(text, ("random", "dann+bnm"), ("random", "bnm"), "high < 0.03")
+    for start in ("random", "far"):
+        tie = {"random": "low > -0.08 and high < 0.08", "far": "low > -0.05 and high < 0.05"}[
+            start
+        ]
+        for other in ("cdan", "adda"):
+            text = f"{start} start: {other} less DANN"
+            gained(text, (start, other), (start, "dann"), tie)
+        text = f"{start} start: BNM, which has no adversary, less DANN"
+        rule = {"random": "low > 0", "far": "value > 0"}[start]
+        gained(text, (start, "bnm"), (start, "dann"), rule)
+        text = f"{start} start: what DANN adds to BNM"
+        gained(text, (start, "dann+bnm"), (start, "bnm"), "high < 0.05")
 
 
 # %%
@@ -664,7 +724,12 @@ show(
 relatives_claims(table, claims)
 
 # %% [markdown]
-# **Explain.** @@RELATIVES@@
+# **Explain.** CDAN, ADDA and DANN tie here, from both starts, in spite of all that distinguishes them. BNM is better than DANN, without a second
+# player, and DANN on top of it adds nothing that its interval would vouch for. That is one pair of domains, small networks and short training; elsewhere the order may be another. What carries over
+# is the control: run the method without its famous part.
+#
+# And a warning about our own search. It chose by information maximisation, and BNM maximises nearly the same thing: that score flatters BNM. It was named before
+# anyone looked, and the exam's labels agree with it. But a score that a method *trains on* is no impartial judge of it.
 #
 # ## Choosing without labels
 #
@@ -698,7 +763,7 @@ def scores_of(features, logits):
 # One of them has a trap. The adapted network keeps the *target's* batch-norm statistics. Ask it about source pictures, and it
 # sees them through the wrong glasses. Source validation needs the copy with restated statistics.
 #
-# **Predict.** How much is a good network worth on *source* pictures, seen through the target's statistics?
+# **Predict.** How much is this network worth on *source* pictures, seen through the target's statistics?
 
 # %%
 through = {
@@ -711,6 +776,10 @@ with torch.no_grad():
     known = predict(live.backbone, adapt.split.subset(range(PICTURES)))
     for name, value in scores_of(known, live.head(known.to(device)).cpu()).items():
         print(f"live, {name}: {value:.2f}")
+
+# %% [markdown]
+# **Explain.** With the augmentation there is little to see: features that were made to shrug at colours shrug at this, too. Without it the same mistake hides
+# much of what a network knows; the last claims of this section say how much.
 
 
 # %% tags=["evidence"]
@@ -762,26 +831,33 @@ def arms_of(table, start="random"):
 def choice_claims(table, claim):
     """What honesty costs, and how large the lie is."""
     for (start, augmented), rule in zip(
-        STUDIED, ("low > 0", "value > 0", "value > 0"), strict=True
+        STUDIED, ("value > 0.005", "high < 0.03", "high < 0.03"), strict=True
     ):
         who, seeds = epochs_of(table, start, augmented)
-        name = f"{start} start, {'augmented' if augmented else 'plain'}"
-        text = f"DANN, {name}: the epoch chosen on exam labels looks better than the last one, by the size of the lie"
+        name = f"{start} start, {'augmented' if augmented else 'not augmented'}"
+        text = f"DANN, {name}: the size of the lie, epoch chosen on exam labels less last epoch"
         claim(text, compare(who["oracle"], who["last"], seeds), rule=rule, origin="stored")
+    who, seeds = epochs_of(table, "random", True)
+    text = "DANN, random start, augmented: what it costs to let SND choose the epoch"
+    claim(text, compare(who["oracle"], who["snd"], seeds), rule="low > 0.1", origin="stored")
+    for start, rule in (("random", "high < 0.03"), ("far", "high < 0.06")):
+        who, seeds = arms_of(table, start)
+        text = f"{start} start: what it costs to let information maximisation choose the arm"
+        claim(text, compare(who["oracle"], who["im"], seeds), rule=rule, origin="stored")
     who, seeds = arms_of(table)
-    text = "random start: choosing the arm by source validation costs ten points or more against an oracle"
-    claim(text, compare(who["oracle"], who["src"], seeds), rule="low > 0.1", origin="stored")
-    text = "random start: choosing the arm by information maximisation costs less than three points"
-    claim(text, compare(who["oracle"], who["im"], seeds), rule="high < 0.03", origin="stored")
-    raw, seeds = last_of(table, "random", "dann", "src_raw")
-    own = last_of(table, "random", "dann", "src")[0]
-    lost = averaged(np.subtract(own, raw), seeds, "source accuracy")
-    text = "DANN, random start: source validation through the target's statistics is off by a point or more"
-    claim(text, lost, rule="low > 0.01", origin="stored")
+    text = "random start: what it costs to let source validation choose the arm"
+    claim(text, compare(who["oracle"], who["src"], seeds), rule="low > 0.03", origin="stored")
+    for augmented, rule in ((False, "low > 0.1"), (True, "low > -0.05 and high < 0.05")):
+        raw, seeds = last_of(table, "random", "dann", "src_raw", augmented)
+        own = last_of(table, "random", "dann", "src", augmented)[0]
+        name = "augmented" if augmented else "not augmented"
+        text = f"DANN, random start, {name}: what target statistics hide of source validation"
+        lost = averaged(np.subtract(own, raw), seeds, "source accuracy")
+        claim(text, lost, rule=rule, origin="stored")
 
 
 # %% [markdown]
-# **Predict.** Three DANN runs a seed, each with six epochs to choose from; then all arms from a random start to choose from.
+# **Predict.** Three DANN runs a seed, each with six epochs to choose from; then all arms of one start to choose from.
 # Which score comes closest to the oracle, who looks at the exam? How much does the oracle gain?
 
 # %%
@@ -794,6 +870,7 @@ for name, (who, seeds) in {
         for start, augmented in STUDIED
     },
     "arm: all from a random start": arms_of(table),
+    "arm: all from far letters": arms_of(table, "far"),
 }.items():
     best = estimate(who["oracle"], seeds).value
     lost = [
@@ -807,7 +884,12 @@ choice_claims(table, claims)
 # %% [markdown]
 # The columns from *last* on are points less than the oracle: the price of honesty.
 #
-# **Explain.** @@CHOICE@@
+# **Explain.** *Source validation* is a poor adviser: every arm does well at home, and which of them it takes has little to do with the target. *Entropy*, *information maximisation* and *BNM* come close to the oracle here, for the epoch and for the arm. *SND* shows how a validator
+# can fail: from a random start it takes the *first* epoch. Many pictures with many close neighbours are what a good network makes. They are also what a network makes that
+# has not yet told anything from anything. From far letters, the same score is among the best.
+#
+# And the last epoch, fixed beforehand, is nearly as good as the oracle wherever training went well: the learning rate has come down to zero by then. Where training went
+# wrong, the oracle finds an epoch that looks better, and hides that it went wrong.
 #
 # Two well-known toolkits choose the epoch on target test labels. What they report is the oracle's column. The lie is not large here when one method is trained once. It grows with
 # everything that is chosen that way.
@@ -838,14 +920,16 @@ WORLD_NAMES = {
 
 
 def harm_claims(table, claim):
-    """Where DANN is worse than the source network alone."""
-    for world, rule in (
-        ("rare", "high < 0"),
-        ("lacking", "high < -0.05"),
-        ("unknown", "high < 0.02"),
+    """Where DANN is worse than doing less."""
+    for world, other, rule in (
+        ("rare", "restated", "value < -0.01"),
+        ("lacking", "restated", "high < -0.02"),
+        ("lacking", "source", "high < -0.02"),
+        ("unknown", "source", "low > 0"),
     ):
-        arms = (("far", name, True, world) for name in ("dann", "source"))
-        text = f"far letters, target {world}: DANN less source-only, on the exam of that world"
+        arms = (("far", name, True, world) for name in ("dann", other))
+        less = {"restated": "target statistics", "source": "source alone"}[other]
+        text = f"far letters, target {world}: DANN less {less}, on the exam of that world"
         claim(text, gain(table, *arms), rule=rule, origin="stored")
 
 
@@ -870,7 +954,12 @@ show_table(pd.DataFrame(rows, columns=columns))
 harm_claims(table, claims)
 
 # %% [markdown]
-# **Explain.** @@HARM@@
+# **Explain.** *Lacking* is the trap: half of the source's classes have nobody to be alike with, and DANN finds them somebody. Doing nothing is far better, and so are target statistics.
+# *Rare* goes the same way, more mildly: DANN is worse than target statistics alone, while against the source network the interval is wide. *Unknown*
+# surprises: two classes can be got right by nobody, and yet DANN helps, as in the usual world. Target pictures without a partner in the source did less damage here than source pictures without a
+# partner in the target.
+#
+# Nothing in training warned of it. Whether the class frequencies differ is a thing to *know* about one's data, not to hope for. (Where labels come out at last, `reveal` warns of classes that the source lacks.)
 #
 # ## Is my discriminator dead?
 #
@@ -1103,10 +1192,10 @@ MISTAKES = {
 def mistake_claims(table, claim):
     """What each mistake costs, from a random start."""
     rules = {
-        "dann capped": "low > -0.02",
-        "cdan attached": "low > -0.02",
-        "dann softmax": "low > 0.1",
-        "dann mixed": "low > 0.03",
+        "dann capped": "low > -0.05 and high < 0.05",
+        "cdan attached": "high < 0.04",
+        "dann softmax": "low > -0.04 and high < 0.06",
+        "dann mixed": "low > 0",
     }
     for wrong, right in MISTAKES.items():
         cost = gain(table, ("random", right), ("random", wrong))
@@ -1142,7 +1231,9 @@ except AssertionError as error:
     print("caught:", error)
 
 # %% [markdown]
-# @@MISTAKES@@
+# **Explain.** Mixed batch norm is the mistake that costs, from a random start. The other three cost next to nothing *here*: the adversary itself brought so little that half of it, or none of it,
+# is hardly missed. CDAN without `detach` even seems a little better. Two lessons follow. *It works* does not show that it is what you say it is: only a test of the gradient does. And before you repair a method, ask what the whole of
+# it is worth.
 #
 # ## Exercises
 #
@@ -1259,7 +1350,12 @@ check("09.4", price)
 #
 # You need not read this. It is what every seed ran: all arms, each looked at without labels, and labels last. The learning rate of each method
 # was searched among three values by information maximisation, with a seed of its own; so was the method that is called best. No target label chose
-# anything. One thing in here touches labels on the way: `shifted` builds a world with other class frequencies, and gives out pictures.
+# an arm, a rate or an epoch. (Several rates lie at the end of their grid, so that the best may lie beyond.)
+#
+# A confession: what *all* arms share, that is the augmentation, 300 steps and one cycle, was settled in trials in which we looked at accuracies on the 500 validation pictures of MNIST-M.
+# They are in neither of the two sets that are used here. Still, a true stranger to the target could not have done it.
+#
+# One thing in here touches labels on the way: `shifted` builds a world with other class frequencies, and gives out pictures.
 
 
 # %% tags=["evidence"]
