@@ -96,8 +96,8 @@ class Claims:
         self.path = Path(out) / "evidence" / f"{lesson}.json"
         self.records: dict[str, dict] = {}
 
-    def __call__(self, claim: str, estimate: Estimate, *, rule: str, origin: str = "live") -> bool:
-        """Print a claim with its value, interval and seeds, and whether it held; record it, and return whether it held.
+    def __call__(self, claim: str, estimate: Estimate, *, rule: str, origin: str = "live") -> None:
+        """Print a claim with its value, interval and seeds, and whether it held, and record it.
 
         rule: comparisons of `value`, `low` or `high` with numbers, joined by "and", such as "low > 0.2". origin:
         "live" or "stored". Under COURSE_STRICT=1, as in continuous integration, a claim that does not hold raises
@@ -114,7 +114,6 @@ class Claims:
             if os.environ.get("COURSE_STRICT") == "1":
                 raise AssertionError(message)
             print(message)
-        return holds
 
     def table(self) -> pd.DataFrame:
         """Every claim of this run so far."""

@@ -164,7 +164,7 @@ print(f"transferred:  {estimate([transferred_hits], [SEED])}")
 
 # %%
 gain = compare([transferred_hits], [scratch_hits], [SEED])
-live = claims(
+claims(
     f"Starting from a pretrained network beats starting from scratch at {LABELS} labels a class",
     gain,
     rule="low > 0",
@@ -443,9 +443,7 @@ def hits_without_transform(model, split):
 some = test.subset(range(min(500, len(test))))
 wrong = hits_without_transform(transferred, some)
 cost = compare([transferred_hits[: len(some)]], [wrong], [SEED])
-forgotten = claims(
-    "Forgetting the backbone's transform costs more than ten points", cost, rule="low > 0.1"
-)
+claims("Forgetting the backbone's transform costs more than ten points", cost, rule="low > 0.1")
 
 # %% [markdown]
 # The test that catches it asks whether the pictures that a model gets are in the range of a transform. It passes on what

@@ -276,7 +276,7 @@ def schedule(gamma):
     axis.axhline(lambda_at(1, gamma), color=COLOURS["orange"], linewidth=0.7, linestyle=":")
     axis.set(xlabel="progress of training", ylabel="λ", ylim=(-0.02, 1.05))
     axis.set_title(f"λ ends at {lambda_at(1, gamma):.3f}", fontsize=10)
-    axis.legend(loc="center right")
+    figure.legend(loc="outside right center")
     return figure
 
 
