@@ -505,6 +505,8 @@ def robust(table, arm, epsilon, task="mnist", attacks=("none", "fgsm", "pgd", "m
     """Which pictures are right and survive every attack of the list that was run, by seed, and the seeds."""
     found = [runs(table, arm, attack, epsilon, task) for attack in attacks]
     ran = [hits_of for hits_of, seeds in found if seeds]
+    if len(ran) < 2 <= len(attacks):
+        raise ValueError(f"no attack on {arm!r} at ε = {epsilon} is in the table")
     return [np.logical_and.reduce(each) for each in zip(*ran, strict=True)], found[0][1]
 
 
@@ -522,9 +524,9 @@ def claims_on_training(table, claim):
 
     plain, seeds = robust(table, "plain", 0.02)
     says(
-        "At ε = 0.02, five grey levels, the plain network is right about fewer than one picture in ten",
+        "At ε = 0.02, five grey levels, the plain network is right about fewer than three pictures in ten",
         estimate(plain, seeds),
-        "high < 0.1",
+        "high < 0.3",
     )
     ours, other = (robust(table, arm, RUN_EPSILON)[0] for arm in ("adversarial", "plain"))
     everything = robust(table, "adversarial", RUN_EPSILON, attacks=EVERYTHING)[0]
@@ -564,9 +566,9 @@ def claims_on_regularisation(table, claim):
     for arm in REGULARISED:
         found, seeds = robust(table, arm, 0.02)
         claim(
-            f"At ε = 0.02, a network with {arm} is right about fewer than one picture in ten too",
+            f"At ε = 0.02, a network with {arm} is right about fewer than three pictures in ten too",
             estimate(found, seeds),
-            rule="high < 0.1",
+            rule="high < 0.3",
             origin="stored",
         )
 
@@ -773,8 +775,8 @@ def claims_on_backbones(table, claim):
         ),
         (
             "same start, small digits",
-            "from the same weights, trained on other pictures, turn a seventh",
-            "low > 0.14",
+            "from the same weights, trained on other pictures, turn a tenth or more",
+            "value > 0.1 and low > 0.02",
         ),
         ("random start", "from a random start turn fewer than a tenth", "high < 0.1"),
     ):
