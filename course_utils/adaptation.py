@@ -101,7 +101,7 @@ def discriminator(width: int, hidden: int = 128) -> nn.Sequential:
 
 
 def domain_loss(discriminator: Any, features: Any, weights: Any = (None, None)) -> Tensor:
-    """Cross-entropy of the domain labels, the mean of both domains: ln 2 for a coin, and for a dead discriminator.
+    """Cross-entropy of the domain labels, the mean of both domains: ln 2 where every logit is 0.
 
     features: of source and target, `(n, width)` and `(m, width)`; weights: of their pictures, `(n,)` and `(m,)`, 1 on average.
     """

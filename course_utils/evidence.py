@@ -48,6 +48,11 @@ def estimate(hits: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accu
     return ratio(values, np.ones_like(values), seeds, unit)
 
 
+def over_seeds(values: Sequence[float], seeds: Sequence[int], unit: str) -> Estimate:
+    """The mean of one number a seed, with a 95 % interval over seeds alone."""
+    return estimate([np.array([value]) for value in values], seeds, unit)
+
+
 def compare(ours: Sequence[np.ndarray], other: Sequence[np.ndarray], seeds: Sequence[int], unit: str = "accuracy") -> Estimate:
     """Mean paired difference `ours − other` with a 95 % interval that resamples seeds and test pictures together.
 

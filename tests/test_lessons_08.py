@@ -87,6 +87,25 @@ def test_a_fresh_probe_finds_no_distance_without_a_shift_and_a_stale_one_does(le
     assert near < far
 
 
+def test_what_catches_the_mistakes_catches_them_and_nothing_else(by_hand: dict, lesson: dict) -> None:
+    catches = cells("08", "catches", torch=torch)
+
+    def biased(x, y):
+        kernel = by_hand["kernel_of"](torch.cat([x, y]))
+        return lesson["biased_mmd_of"](kernel, torch.arange(len(x) + len(y)) < len(x))
+
+    catches["assert_unbiased"](mmd)
+    with pytest.raises(AssertionError, match="finds a shift where there is none"):
+        catches["assert_unbiased"](biased)
+    table = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    catches["assert_null"](lambda x, y: lesson["proxy_distance"](x, y, 0, C=100.0), table)
+    with pytest.raises(AssertionError, match="the probe is not fresh"):
+        catches["assert_null"](lambda x, y: lesson["proxy_distance"](x, y, 0, fresh=False, C=100.0), table)
+    catches["assert_mixed"](torch.arange(50) % 10)
+    with pytest.raises(AssertionError, match="60 % of these pictures look like one class"):
+        catches["assert_mixed"](torch.tensor([3] * 6 + [1, 2, 4, 5]))
+
+
 def small_model(seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
     return Classifier(load_backbone("vgg_far", pretrained=False), 10)
@@ -179,11 +198,27 @@ def calls(tree: ast.AST) -> list[tuple[str, int]]:
     return [(getattr(node.func, "attr", getattr(node.func, "id", "")), node.lineno) for node in found]
 
 
+def assert_no_recipe_is_called(trees: list[ast.AST], recipes: tuple[str, ...] = ()) -> None:
+    """Fail where a lesson calls a recipe itself, which gives out labels. recipes: functions that are recipes."""
+    for node in (node for tree in trees for node in tree.body if getattr(node, "name", "") not in recipes):
+        assert "draw" not in {name for name, _ in calls(node)}
+        called = [one.func for one in ast.walk(node) if isinstance(one, ast.Call) and isinstance(one.func, ast.Call)]
+        assert not any(getattr(function.func, "id", "") == "partial" for function in called), "a recipe is called where it stands"
+
+
+def test_a_recipe_that_is_called_is_noticed() -> None:
+    for mistaken in ("exam.draw().labels", 'partial(mnist_m, "test")().labels'):
+        with pytest.raises(AssertionError):
+            assert_no_recipe_is_called([ast.parse(mistaken)])
+    assert_no_recipe_is_called([ast.parse('UnlabelledTarget(partial(mnist_m, "test")).split')])
+
+
 def test_target_labels_are_revealed_in_one_cell_after_the_exercises_and_last_in_an_experiment() -> None:
     parts = [cell for cell in jupytext.read(SOURCE, fmt="py:percent").cells if cell.cell_type == "code"]
     trees = [ast.parse(cell.source) for cell in parts]
     for tree in trees:
         assert not {"mnist_m", "load_target"} & {name for name, _ in calls(tree)}
+    assert_no_recipe_is_called(trees, ("part_of",))
     revealing = [number for number, tree in enumerate(trees) if any(name == "reveal" for name, _ in calls(tree))]
     stored = [number for number in revealing if "evidence" in parts[number].metadata.get("tags", [])]
     (live,) = set(revealing) - set(stored)

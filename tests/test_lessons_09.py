@@ -18,7 +18,7 @@ from course_utils.data import Split
 from course_utils.paths import EVIDENCE, NOTEBOOKS
 from course_utils.training import annealed, fit, sgd
 from tests.test_lessons import cells
-from tests.test_lessons_08 import calls
+from tests.test_lessons_08 import assert_no_recipe_is_called, calls
 from tools.evidence import definitions, pack_hits
 
 SOURCE = NOTEBOOKS / "source" / "09_adversarial_adaptation.py"
@@ -99,6 +99,7 @@ def test_each_domain_is_normalised_alone_and_the_target_is_remembered(by_hand: d
 
 
 def test_the_mistakes_are_the_mistakes_and_the_tests_of_the_lesson_catch_them(lesson: dict) -> None:
+    catches = cells("09", "catches", **lesson)
     source, target = domains()
     model = model_of(conditional=True)
     (batch,) = DomainBatches(source, target, model.transform, size=8, steps=1).epoch(0)
@@ -108,6 +109,9 @@ def test_the_mistakes_are_the_mistakes_and_the_tests_of_the_lesson_catch_them(le
         gradients = torch.autograd.grad(step(own, batch, 0.5)["domain"], list(own.head.parameters()), allow_unused=True)
         found.append(any(part is not None and bool(part.any()) for part in gradients))
     assert found == [False, True]
+    catches["assert_detached"](cdan, model, batch)
+    with pytest.raises(AssertionError, match="reaches the head"):
+        catches["assert_detached"](lesson["cdan_attached"], model, batch)
 
     model, other = model_of(), (*batch[:2], batch[2].flip(0) * 0.5)
     said = {}
@@ -115,18 +119,29 @@ def test_the_mistakes_are_the_mistakes_and_the_tests_of_the_lesson_catch_them(le
         said[name] = [step(copy.deepcopy(model).train(), one, 0.5)["cross_entropy"].item() for one in (batch, other)]
     assert said["alone"][0] == pytest.approx(said["alone"][1], abs=1e-6)
     assert abs(said["mixed"][0] - said["mixed"][1]) > 1e-4
+    model = Classifier(load_backbone("vgg_far", pretrained=False), 10)
+    model.discriminator = discriminator(model.backbone.width)
+    catches["assert_by_domain"](dann, model)
+    with pytest.raises(AssertionError, match="change what is said of the source"):
+        catches["assert_by_domain"](lesson["dann_mixed"], model)
 
     dead, features = lesson["ended_in_softmax"](discriminator(4)), torch.randn(6, 4, requires_grad=True)
     loss = domain_loss(dead, (features[:3], features[3:]))
     assert torch.equal(dead(features), torch.ones(6))
     assert not torch.autograd.grad(loss, features)[0].any()
-    assert lesson["STEP_OF"]["dann capped"].keywords["strength"](1.0) < 0.5
+    catches["domain_by_hand"] = lambda network, *features: domain_loss(network, features)
+    catches["assert_alive"](discriminator(4), 4)
+    with pytest.raises(AssertionError, match="no gradient comes back"):
+        catches["assert_alive"](dead, 4)
+    catches["assert_full_strength"](lambda_at)
+    with pytest.raises(AssertionError, match="γ caps it"):
+        catches["assert_full_strength"](lesson["STEP_OF"]["dann capped"].keywords["strength"])
 
 
-def test_restated_statistics_are_those_of_the_pictures_and_nothing_is_learned(lesson: dict) -> None:
+def test_re_estimated_statistics_are_those_of_the_pictures_and_nothing_is_learned(lesson: dict) -> None:
     model, shown = model_of(), pictures(256, 3)
     before = copy.deepcopy(model.state_dict())
-    found = lesson["restated"](model, shown)
+    found = lesson["re_estimated"](model, shown)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in found.named_parameters()) and not found.training
     convolution, norm = found.backbone.layers[0][:2]
@@ -229,6 +244,7 @@ def test_target_labels_are_drawn_inside_one_recipe_and_revealed_last() -> None:
         if {"mnist_m", "load_target", "vision_data"} & {name for name, _ in calls(node)}
     ]
     assert drawing == ["shifted"], "a recipe, which `UnlabelledTarget` alone calls"
+    assert_no_recipe_is_called(trees, ("shifted",))
     revealing = [number for number, tree in enumerate(trees) if any(name == "reveal" for name, _ in calls(tree))]
     stored = [number for number in revealing if "evidence" in parts[number].metadata.get("tags", [])]
     (live,) = set(revealing) - set(stored)
@@ -256,7 +272,11 @@ def test_every_picture_of_an_arm_is_told_before_any_label_is_looked_at(lesson: d
         return None, [row]
 
     monkeypatch.setattr(UnlabelledTarget, "reveal", noted)
-    fakes = {"adapted": adapted, "restated": lambda model, pictures: None, "learn": lambda *given, **rest: order.append("learn")}
+    fakes = {
+        "adapted": adapted,
+        "re_estimated": lambda model, pictures: None,
+        "learn": lambda *given, **rest: order.append("learn"),
+    }
     fakes["network"] = lambda *given, **rest: None
     fakes["look"] = lambda model, method, target=None, asked=lesson["exam"]: {
         "said": torch.zeros(len(asked.split), dtype=torch.long)

@@ -227,10 +227,10 @@ claims(
 )
 
 # %% [markdown]
-# **Explain.** Noise has no direction, and most pictures stand it. The gradient has one, and thousands of pixels pull together: each adds a
-# little to the loss, and the sum is large. FGSM takes the slope at the picture for the slope everywhere. PGD looks again
-# after every step, and finds what FGSM missed. (Pictures have three channels, so the attack may also tint what was grey. Grey
-# alone would be a weaker attacker.)
+# **Explain.** Noise has no direction, and most pictures stand it. The gradient has one, and thousands of pixels pull
+# together: each adds a little to the loss, and the sum is large. FGSM takes the slope at the picture for the slope
+# everywhere. PGD looks again after every step, and finds what FGSM missed. (Pictures have three channels, so the attack may
+# also tint what was grey. Grey alone would be a weaker attacker.)
 #
 # ## See it
 #
@@ -364,9 +364,9 @@ claims(
 #
 # $$\min_\theta \; \max_{|\delta| \le \varepsilon} \; L_\theta(x + \delta, y).$$
 #
-# The inner max is an attack, the outer min is training. So a step of training is: attack the batch, then learn from what the attack
-# made. For `fit` that is one function. Three steps of PGD will do. The attack runs in evaluation mode, so that batch norm's
-# running statistics come from the pictures of training alone.
+# The inner max is an attack, the outer min is training. So a step of training is: attack the batch, then learn from what the
+# attack made. For `fit` that is one function. Three steps of PGD will do. The attack runs in evaluation mode, so that batch
+# norm's running statistics come from the pictures of training alone.
 
 
 # %% tags=["evidence", "by-hand"]
@@ -419,8 +419,8 @@ show(
 # (For several arms it chose the larger one, so the best may lie higher.) The table is of the embedded world;
 # `python tools/evidence.py 10 --seeds 100..109 --out DIR` makes such a one from nothing.
 #
-# Articles on security in deep learning often advise regularisation, label smoothing, dropout or *focal loss*. Each is a good tool for
-# something else, so let us see what it gives here. Focal loss (Lin et al. 2017) is $-(1-p)^2 \log p$, with $p$ the
+# Articles on security in deep learning often advise regularisation, label smoothing, dropout or *focal loss*. Each is a good
+# tool for something else, so let us see what it gives here. Focal loss (Lin et al. 2017) is $-(1-p)^2 \log p$, with $p$ the
 # probability of the right class: what is right and sure counts less.
 
 
@@ -606,9 +606,9 @@ show(
 claims_on_training(table, claims)
 
 # %% [markdown]
-# **Explain.** This answers the title. A network with a high accuracy on pictures as they came has next to none under attack, already
-# at an ε that one hardly sees. Adversarial training restores most of it, up to the ε that it was trained for. Beyond, it
-# falls. Robustness comes with a number, and is not a property as such.
+# **Explain.** This answers the title. A network with a high accuracy on pictures as they came has next to none under attack,
+# already at an ε that one hardly sees. Adversarial training restores most of it, up to the ε that it was trained for. Beyond,
+# it falls. Robustness comes with a number, and is not a property as such.
 #
 # And the price? The paired difference on pictures as they came is small here. Do not take that home: strokes of MNIST are nearly
 # black and white, so a tenth of the range hides little. On photographs the price is known to be high (Madry et al. 2018 show it
@@ -636,16 +636,16 @@ show_table(pd.DataFrame(rows, columns=[*columns, "every attack, ε = 0.1"]))
 claims_on_regularisation(table, claims)
 
 # %% [markdown]
-# **Explain.** None of them holds. FGSM tells the arms apart, in part because their learning rates differ. Under every attack they are
-# alike. They were made for pictures that nobody chose on purpose. Weight decay and dropout keep a network
-# from learning the training pictures by heart. Label smoothing makes its probabilities more modest. Focal loss is for data in which
-# easy examples are in the overwhelming majority, as in object detection. All of that is worth having. None of it is a security
-# measure: an attacker looks for the worst picture, and these say nothing about it.
+# **Explain.** None of them holds. FGSM tells the arms apart, in part because their learning rates differ. Under every attack
+# they are alike. They were made for pictures that nobody chose on purpose. Weight decay and dropout keep a network from
+# learning the training pictures by heart. Label smoothing makes its probabilities more modest. Focal loss is for data in
+# which easy examples are in the overwhelming majority, as in object detection. All of that is worth having. None of it is a
+# security measure: an attacker looks for the worst picture, and these say nothing about it.
 #
 # ### What input checks give
 #
-# "Validate your inputs" is good advice too, for another reason. What arrives may be no picture at all: another range, another type,
-# numbers that are none. The network answers anyway.
+# "Validate your inputs" is good advice too, for another reason. What arrives may be no picture at all: another range, another
+# type, numbers that are none. The network answers anyway.
 #
 # **Predict.** Feed it pixels from 0 to 255 instead of 0 to 1. Does it notice? And would a check notice what PGD has made?
 
@@ -668,8 +668,8 @@ claims(
 )
 
 # %% [markdown]
-# **Explain.** A check of type, shape, range and finite values stops what is broken (exercise 10.5 has you write one). Against ε it
-# does nothing: what an attack makes *is* a legal picture, and survives being saved as one.
+# **Explain.** A check of type, shape, range and finite values stops what is broken (exercise 10.5 has you write one). Against
+# ε it does nothing: what an attack makes *is* a legal picture, and survives being saved as one.
 #
 # ## Gradients that hide
 #
@@ -790,10 +790,10 @@ def claims_on_backbones(table, claim):
 
 
 # %% [markdown]
-# The same with all seeds, and with transfer attacks. **Predict.** Pictures are made on other networks and shown to the plain one.
-# The first started from the same far letters, with another head and order. The second did too, and learned from a few *small digits*
-# instead, never seeing an MNIST picture. The third learned from the same MNIST pictures, from a random start. Which one fools it
-# best?
+# The same with all seeds, and with transfer attacks. **Predict.** Pictures are made on other networks and shown to the plain
+# one. The first started from the same far letters, with another head and order. The second did too, and learned from a few
+# *small digits* instead, never seeing an MNIST picture. The third learned from the same MNIST pictures, from a random start.
+# Which one fools it best?
 
 # %%
 MADE = tuple(
@@ -817,20 +817,21 @@ claims_on_masks(table, claims)
 claims_on_backbones(table, claims)
 
 # %% [markdown]
-# **Explain.** The masks fall, whichever of the three ways one takes. They hid the way down, and not the cliff. And a warning can be
-# had beforehand: pictures made on *another* network fool the masked one better than its own gradient does. In a sound
+# **Explain.** The masks fall, whichever of the three ways one takes. They hid the way down, and not the cliff. And a warning
+# can be had beforehand: pictures made on *another* network fool the masked one better than its own gradient does. In a sound
 # evaluation that cannot be, since who knows less cannot do better. Exercise 10.4 collects such signs.
 #
-# And now look at the transfer attacks on the *plain* network, since this is a course on transfer learning. A network that learned the
-# very same task from a random start is a poor teacher for an attacker. One that started from the *same public weights* is nearly as
-# good as the network itself. Even one that was trained on other pictures turns many. So fine-tuning does not hide the
-# backbone. If yours is public, the attacker has most of your network already.
+# And now look at the transfer attacks on the *plain* network, since this is a course on transfer learning. A network that
+# learned the very same task from a random start is a poor teacher for an attacker. One that started from the *same public
+# weights* is nearly as good as the network itself. Even one that was trained on other pictures turns many. So fine-tuning
+# does not hide the backbone. If yours is public, the attacker has most of your network already.
 #
 # ## Does robustness transfer?
 #
 # Take three backbones: far letters as they are; fine-tuned on MNIST plainly; fine-tuned on MNIST adversarially. Carry each to
-# scikit-learn's small digits, with 20 labels a class: once with a linear *probe* on features that stay, once *tuned*, plainly, all
-# weights. Nobody attacks anything in this training. (One recipe for all, not searched: C = 0.1, and 100 steps at 1e-3.)
+# scikit-learn's small digits, with 20 labels a class: once with a linear *probe* on features that stay, once *tuned*,
+# plainly, all weights. Nobody attacks anything in this training. (One recipe for all, not searched: C = 0.1, and 100 steps at
+# 1e-3.)
 #
 # First a probe, live. **Predict.** Will the features keep what they know about attacks? And will tuning wash it out?
 
@@ -1006,22 +1007,23 @@ claims_on_transfer(table, claims)
 # a small change of pixels give a probe little to jump with (Shafahi et al. 2020). It is carried in part: compare with what this
 # backbone keeps on MNIST.
 #
-# The surprise is the other row. One would expect plain tuning to wash robustness out. In a hundred steps it does not: tuned, the network
-# keeps *more* than its probe does. A likely reason: the probe has to make do with features of another task and leans on small
-# ones, while tuning makes large, clear ones, and a hundred steps are too few to undo the rest. How long it lasts was not measured.
+# The surprise is the other row. One would expect plain tuning to wash robustness out. In a hundred steps it does not: tuned,
+# the network keeps *more* than its probe does. A likely reason: the probe has to make do with features of another task and
+# leans on small ones, while tuning makes large, clear ones, and a hundred steps are too few to undo the rest. How long it
+# lasts was not measured.
 #
 # The last row, *far, hardened*, is far letters trained against PGD on those few labels themselves. With this short recipe, which
 # nobody searched, that does not get off the ground. It is shown so that you do not think it easy, and no claim rests on it.
 #
-# (On ImageNet, Salman et al. 2020 found adversarially trained backbones to be *better* starts, on pictures as they are. On the small
-# digits there is no such gain to see.)
+# (On ImageNet, Salman et al. 2020 found adversarially trained backbones to be *better* starts, on pictures as they are. On
+# the small digits there is no such gain to see.)
 #
 # ## What goes wrong
 #
 # ### Attacking in normalised space
 #
-# The transform stayed outside, and somebody attacks what comes *out* of it. The code runs, ε is 0.1, the network was trained against
-# 0.1. But the transform had stretched the numbers.
+# The transform stayed outside, and somebody attacks what comes *out* of it. The code runs, ε is 0.1, the network was trained
+# against 0.1. But the transform had stretched the numbers.
 #
 # **Predict.** How large is this ε in pixels? Is the robust accuracy too high or too low?
 
@@ -1156,10 +1158,10 @@ for arm in ("adversarial, one step", "adversarial"):
 claims_on_one_step(table, claims)
 
 # %% [markdown]
-# Look at the first arm: under FGSM it is *better* than without any attack. That cannot be, unless the pictures that FGSM makes tell
-# the network something. It has learned to bend its gradient, so that one step of that size leads nowhere: a mask that
-# training found by itself. Wong et al. 2020 call it *catastrophic overfitting*, and met it as well. Their remedy works where one
-# watches for it with PGD.
+# Look at the first arm: under FGSM it is *better* than without any attack. That cannot be, unless the pictures that FGSM
+# makes tell the network something. It has learned to bend its gradient, so that one step of that size leads nowhere: a mask
+# that training found by itself. Wong et al. 2020 call it *catastrophic overfitting*, and met it as well. Their remedy works
+# where one watches for it with PGD.
 #
 # The test that catches it, and the masks above: more effort must not change the number by much.
 
@@ -1220,9 +1222,9 @@ check("10.1", towards)
 # %% [markdown]
 # ### 10.2 · A ball of another shape
 #
-# Our ε limits every pixel by itself. Another rule limits the *length* of the whole change: the root of the sum of its squares, over
-# all pixels of a picture, is at most a radius. Project to that ball: shorten the change of each picture where it is too
-# long, leave it where it is not. Last, clip to [0, 1].
+# Our ε limits every pixel by itself. Another rule limits the *length* of the whole change: the root of the sum of its
+# squares, over all pixels of a picture, is at most a radius. Project to that ball: shorten the change of each picture where
+# it is too long, leave it where it is not. Last, clip to [0, 1].
 
 
 # %% tags=["exercise-10.2"]
@@ -1266,9 +1268,9 @@ check("10.3", robust_accuracy)
 # %% [markdown]
 # ### 10.4 · Is it a mask?
 #
-# A report gives accuracies: under `"one step"` and `"many steps"` along the network's own gradient; under `"transfer"`, pictures made
-# on another network; under `"noise"` of the same size; and under many steps with `"epsilon 1"`, where every picture can become any
-# other. Return the set of warning signs that you see:
+# A report gives accuracies: under `"one step"` and `"many steps"` along the network's own gradient; under `"transfer"`,
+# pictures made on another network; under `"noise"` of the same size; and under many steps with `"epsilon 1"`, where every
+# picture can become any other. Return the set of warning signs that you see:
 #
 # - `"steps"`: many steps leave more right than one;
 # - `"transfer"`: pictures from another network leave fewer right than many steps;
@@ -1299,9 +1301,9 @@ check("10.4", warning_signs)
 # %% [markdown]
 # ### 10.5 · A check at the door
 #
-# Let pass what is a batch of pictures, and return its pixels as floats in [0, 1]: uint8 from 0 to 255, or floats from 0 to 1, of shape
-# (n, 3, height, width). Raise `ValueError` for everything else: another type, another shape, a value outside the range, one that
-# is not finite. Do not mend anything: what is out of range is not to be clipped.
+# Let pass what is a batch of pictures, and return its pixels as floats in [0, 1]: uint8 from 0 to 255, or floats from 0 to 1,
+# of shape (n, 3, height, width). Raise `ValueError` for everything else: another type, another shape, a value outside the
+# range, one that is not finite. Do not mend anything: what is out of range is not to be clipped.
 
 
 # %% tags=["exercise-10.5"]
