@@ -611,13 +611,15 @@ print(f"the method that the search chose without labels: {chosen_method()}")
 # So ingredients do not add up. What one brings depends on which others are there, and "DANN brings so many points" says
 # little without the rest of the table.
 #
-# The shares of the gap are reached, then: from a random start and from far letters. But look who reaches them. The method
-# that the search chose is BNM, of which more below. It has no adversary. (Far letters can pass 1: *on target* starts from
-# random numbers, and has seen no letters.)
+# And the shares of the gap? Look who closes most of it. The method that the search chose is BNM, of which more below. It has
+# no adversary. (*On target* learned from 2,000 labelled target pictures, for three times as many steps, from a random start.
+# A weaker ceiling would have made every share larger. A source network without augmentation makes it larger, too: the claims
+# say which floor they stand on.)
 #
 # ### A calm loss that says nothing
 #
-# One row stands out. From a random start, without augmentation, DANN is *worse* than target statistics alone.
+# One row stands out. From a random start, without augmentation, DANN is *worse* than target statistics alone. (Its learning
+# rate was not searched for this case.)
 #
 # **Predict.** What did its domain loss look like? And what would a fresh probe have said?
 
@@ -696,9 +698,6 @@ def bnm(model, batch, progress, adversarial=False):
 
 
 # %% tags=["evidence"]
-RELATIVES = ("dann", "cdan no entropy", "cdan", "adda", "bnm", "dann+bnm")
-
-
 def relatives_claims(table, claim):
     """How the relatives of DANN compare with it."""
 
@@ -715,27 +714,37 @@ def relatives_claims(table, claim):
         gained(text, (start, "bnm"), (start, "dann"), rule)
         text = f"{start} start: DANN on top of BNM brings less than 5 points"
         gained(text, (start, "dann+bnm"), (start, "bnm"), "high < 0.05")
-    text = "far start: DANN without augmentation is no 3 points worse than augmented BNM"
-    gained(text, ("far", "dann", False), ("far", "bnm"), "low > -0.03")
+    for start, text, rule in (
+        ("random", "BNM is 10 points or more better than DANN", "low > 0.1"),
+        ("far", "BNM is less than 5 points better than DANN", "high < 0.05"),
+    ):
+        text = f"{start} start, not augmented: {text}"
+        gained(text, (start, "bnm", False), (start, "dann", False), rule)
 
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.8), sharey=True, layout="constrained")
+SHOWN = {  # name: method, augmented, colour
+    "source alone": ("source", True, "black"),
+    "DANN": ("dann", True, "blue"),
+    "CDAN": ("cdan no entropy", True, "blue"),
+    "CDAN+E": ("cdan", True, "blue"),
+    "ADDA": ("adda", True, "blue"),
+    "BNM": ("bnm", True, "green"),
+    "DANN and BNM": ("dann+bnm", True, "green"),
+    "not augmented: DANN": ("dann", False, "blue"),
+    "not augmented: BNM": ("bnm", False, "green"),
+}
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True, layout="constrained")
 for axis, start in zip(axes, ("random", "far"), strict=True):
-    for place, method in enumerate(("source", *RELATIVES)):
-        if not runs(table, start, method)[0]:
-            continue  # not run from this start
-        point = estimate(*runs(table, start, method))
-        colour = COLOURS[
-            "green" if "bnm" in method else "black" if method == "source" else "blue"
-        ]
-        axis.plot([point.low, point.high], [place] * 2, color=colour)
-        axis.plot(point.value, place, "o", color=colour)
+    for place, (method, augmented, colour) in enumerate(SHOWN.values()):
+        if runs(table, start, method, augmented)[0]:  # CDAN was run from one start
+            point = estimate(*runs(table, start, method, augmented))
+            axis.plot([point.low, point.high], [place] * 2, color=COLOURS[colour])
+            axis.plot(point.value, place, "o", color=COLOURS[colour])
     axis.axvline(ceiling.value, color=COLOURS["black"], linewidth=0.7, linestyle=":")
     axis.set(title=f"start: {start}", xlabel="exam accuracy")
     axis.grid(axis="x", alpha=0.3)
-names = {"source": "source alone", "cdan": "cdan+e", "cdan no entropy": "cdan"}
-axes[0].set_yticks(range(len(RELATIVES) + 1), [names.get(m, m) for m in ("source", *RELATIVES)])
+axes[0].set_yticks(range(len(SHOWN)), list(SHOWN))
 axes[0].invert_yaxis()
 show(
     figure,
@@ -744,14 +753,15 @@ show(
 relatives_claims(table, claims)
 
 # %% [markdown]
-# **Explain.** CDAN, ADDA and DANN tie here, from both starts, in spite of all that distinguishes them. BNM is better than
-# DANN, without a second player, and DANN on top of it adds nothing that its interval would vouch for. That is one pair of
-# domains, small networks and short training; elsewhere the order may be another. What carries over is the control: run the
-# method without its famous part.
+# **Explain.** With the augmentation, CDAN, ADDA and DANN tie, from both starts, in spite of all that distinguishes them. BNM
+# is better than DANN, without a second player, and the interval of what DANN adds to it includes 0. Without the augmentation
+# it is not BNM that fails from a random start. From far letters the two are close, and ahead of every augmented arm. All this
+# is one pair of domains, small networks and short training; elsewhere the order may be another. What carries over is the
+# control: run the method without its famous part.
 #
-# And a warning about our own search. It chose by information maximisation, and BNM maximises nearly the same thing: that
-# score flatters BNM. It was named before anyone looked, and the exam's labels agree with it. But a score that a method
-# *trains on* is no impartial judge of it.
+# And a warning about our own search. It chose BNM by information maximisation, and BNM maximises nearly the same thing: that
+# score flatters BNM. It was named before anyone looked. But a score that a method *trains on* is no impartial judge of it.
+# The next section shows it being wrong.
 #
 # ## Choosing without labels
 #
@@ -865,14 +875,16 @@ def choice_claims(table, claim):
     who, seeds = epochs_of(table, "random", True)
     text = "DANN, random start, augmented: the epoch that SND chooses is 10 points or more worse than the oracle's"
     claim(text, compare(who["oracle"], who["snd"], seeds), rule="low > 0.1", origin="stored")
-    for start, points in (("random", 3), ("far", 6)):
+    for start, text, rule in (
+        ("random", "2 points or more worse", "value > 0.02"),
+        ("far", "less than 4 points worse", "high < 0.04"),
+    ):
         who, seeds = arms_of(table, start)
-        text = f"{start} start: the arm that information maximisation chooses is less than {points} points worse than the oracle's"
-        rule = f"high < 0.0{points}"
+        text = f"{start} start: the arm that information maximisation chooses is {text} than the oracle's"
         claim(text, compare(who["oracle"], who["im"], seeds), rule=rule, origin="stored")
     who, seeds = arms_of(table)
     text = "random start: the arm that source validation chooses is 3 points or more worse than the oracle's"
-    claim(text, compare(who["oracle"], who["src"], seeds), rule="low > 0.03", origin="stored")
+    claim(text, compare(who["oracle"], who["src"], seeds), rule="value > 0.03", origin="stored")
     for augmented, rule, text in (
         (False, "low > 0.1", "not augmented: target statistics hide 10 points or more"),
         (True, "high < 0.05", "augmented: target statistics hide less than 5 points"),
@@ -914,10 +926,15 @@ choice_claims(table, claims)
 #
 # **Explain.** *Source validation* is a poor adviser: every arm does well at home, and which of them it takes has little to do
 # with the target. Where training went well (the augmented rows), *entropy*, *information maximisation* and *BNM* come close
-# to the oracle, for the epoch and for the arm. In the first row, where DANN failed, no score mends it. *SND* shows how a
-# validator can fail: from a random start, with augmentation, it takes the *first* epoch. Many pictures with many close
-# neighbours are what a good network makes. They are also what a network makes that has not yet told anything from anything.
-# From far letters, the same score is among the best.
+# to the oracle, for the epoch. In the first row, where DANN failed, no score mends it.
+#
+# For the *arm*, from a random start, all three take BNM without augmentation, whatever the seed. It was trained on what they
+# measure, and the exam knows better arms. From far letters the same choice is the oracle's. A flattered judge may even be
+# right.
+#
+# *SND* shows another way to fail. From a random start, with augmentation, it takes the *first* epoch, and among the arms the
+# plain source network. Many pictures with many close neighbours are what a good network makes. They are also what a network
+# makes that tells nothing from anything. From far letters, the same score is among the best.
 #
 # And the last epoch, fixed beforehand, is nearly as good as the oracle wherever training went well: the learning rate has
 # come down to zero by then. Where training went wrong, the oracle now and then finds a much better epoch, and hides that it
@@ -992,9 +1009,9 @@ harm_claims(table, claims)
 # %% [markdown]
 # **Explain.** *Lacking* is the trap: half of the source's classes have nobody to be alike with, and DANN finds them somebody.
 # Doing nothing is far better, and so are target statistics. *Rare* goes the same way, more mildly: DANN is worse than target
-# statistics alone, while against the source network the interval is wide. *Unknown* surprises: two classes can be got right
-# by nobody, and yet DANN helps, as in the usual world. Target pictures without a partner in the source did less damage here
-# than source pictures without a partner in the target.
+# statistics alone, while against the source network the interval is wide. *Unknown* (an **open-set** target) surprises: two
+# classes can be got right by nobody, and yet DANN does no harm. It is better than the source network, and a good part of that
+# is the target statistics' own.
 #
 # Nothing in training warned of it. Whether the class frequencies differ is a thing to *know* about one's data, not to hope
 # for. (Where labels come out at last, `reveal` warns of classes that the source lacks.)
