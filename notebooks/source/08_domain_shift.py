@@ -77,7 +77,7 @@ known, photo, scan = (
     pictures.subset(range(SAMPLE)) for pictures in (source_valid, exam.split, small.split)
 )
 show(
-    picture_grid({"MNIST": known, "MNIST-M": photo, "small digits": scan}),
+    picture_grid({"MNIST": known, "MNIST-M": photo, "small digits": scan}, columns=8),
     alt="White MNIST digits on black, MNIST digits blended with colour photographs, and coarse grey digits.",
 )
 if PROFILE == "imagenet":
@@ -735,7 +735,7 @@ rows = {
     for name, x in alike.items()
 }
 show(
-    picture_grid(rows),
+    picture_grid(rows, columns=6),
     alt="MNIST digits plain, in other colours and shapes, and MNIST and MNIST-M digits standardised.",
 )
 
@@ -1009,7 +1009,7 @@ def at_severity(severity):
     axis.axvline(severity, color=COLOURS["red"], linewidth=0.7)
     axis.set(xlabel="severity", ylabel="share", ylim=(-0.15, 1.05))
     axis.legend(fontsize=8)
-    for number, axis in enumerate(right_side.subplots(3, 6).flat):
+    for number, axis in enumerate(right_side.subplots(2, 4).flat):
         axis.imshow(clouded(severity)[number][0].permute(1, 2, 0))
         axis.set_axis_off()
     return figure
