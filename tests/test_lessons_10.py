@@ -13,8 +13,10 @@ from course_utils.backbones import Classifier, load_backbone
 from course_utils.data import batches
 from course_utils.data.splits import Split
 from course_utils.evaluate import hits
+from course_utils.evidence import Claims, stored
 from course_utils.paths import EVIDENCE, NOTEBOOKS
 from course_utils.training import adamw, fit
+from tests.test_lessons import cells
 from tools.evidence import definitions, pack_hits
 
 SOURCE = NOTEBOOKS / "source" / "10_adversarial_robustness.py"
@@ -29,9 +31,9 @@ def lesson() -> dict:
 class Flat(nn.Module):
     """Two classes told apart by one sum of pixels: what an attack can do is known without running it."""
 
-    def __init__(self, bias: float = 0.0) -> None:
+    def __init__(self, bias: float = 0.0, seed: int = 1) -> None:
         super().__init__()
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(3, 4, 4))
         self.bias = bias
 
@@ -158,6 +160,8 @@ def test_pictures_made_on_one_network_are_legal_and_shown_to_another(lesson: dic
     x, y = lesson["ready"](split)
     made = lesson["made_on"](Flat(), split, 0.1, seed=0)
     assert (made - x).abs().max() <= 0.1 + 1e-6 and made.min() >= 0 and made.max() <= 1
+    own, other = ((lesson["is_right"](net, x, y) & ~lesson["is_right"](net, made, y)).sum() for net in (Flat(), Flat(seed=2)))
+    assert own > other, "they turn the network that they were made on more often than another"
     found = lesson["after"](lesson["fgsm"], Flat(), split, 0.1)
     assert np.array_equal(found, lesson["is_right"](Flat(), lesson["fgsm"](Flat(), x, y, 0.1), y).numpy())
 
@@ -223,16 +227,45 @@ def test_robust_counts_a_picture_only_if_it_survives_every_attack(lesson: dict) 
             packed = pack_hits(np.array(found * 75, dtype=bool))
             epsilon = 0.0 if attack == "none" else 0.1
             rows.append({"seed": seed, "arm": "a", "task": "mnist", "attack": attack, "epsilon": epsilon, "hits": packed})
-    found, seeds = lesson["robust"](pd.DataFrame(rows), "a", 0.1)
+    table = pd.DataFrame(rows)
+    found, seeds = lesson["robust"](table, "a", 0.1, attacks=("none", "fgsm", "pgd"))
     assert seeds == [0, 1]
     assert all(np.array_equal(one, np.array([1, 0, 0, 0] * 75, dtype=bool)) for one in found)
+    with pytest.raises(ValueError, match=r"margin on 'a' at ε = 0\.1 is not in the table"):
+        lesson["robust"](table, "a", 0.1)
+    with pytest.raises(ValueError, match=r"fgsm, pgd on 'a' at ε = 0\.2"):
+        lesson["robust"](table, "a", 0.2)
+
+
+def test_what_catches_the_mistakes_catches_them_and_nothing_else(lesson: dict) -> None:
+    catches = cells("10", "catches", torch=torch, np=np)
+    pixels = torch.rand(4, 3, 8, 8) * 0.5 + 0.25
+    moved = pixels + 0.1
+    catches["assert_legal"](moved, pixels, 0.1)
+    catches["assert_spends"](moved, pixels, 0.1)
+    for wrong, reason in ((pixels + 0.9, "no such picture exists"), (pixels + 0.2, "by more than epsilon")):
+        with pytest.raises(AssertionError, match=reason):
+            catches["assert_legal"](wrong, pixels, 0.1)
+    with pytest.raises(AssertionError, match=r"moved no pixel by more than 0\.050"):
+        catches["assert_spends"](pixels + 0.05, pixels, 0.1)
+    weak = np.arange(100) < 90
+    catches["assert_settled"](weak, np.arange(100) < 89)
+    with pytest.raises(AssertionError, match="no robust accuracy"):
+        catches["assert_settled"](weak, np.arange(100) < 80)
+
+
+def test_the_stored_table_bears_out_every_claim_of_the_lesson(lesson: dict, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("COURSE_STRICT", "1")
+    claims = Claims("10_adversarial_robustness", tmp_path)
+    lesson["stored_claims"](stored("10_adversarial_robustness"), claims)
+    assert len(claims.table()) >= 20
 
 
 def test_fit_takes_the_step_and_the_pixels(lesson: dict) -> None:
     model = lesson["new_model"]("vgg_far")
     data = batches(lesson["train"], model.transform, size=4, steps=1, device=lesson["device"])
     history = fit(model, data, step=lesson["adversarial"](0.1, 1, 0.1), optimizer=adamw(1e-3))
-    assert list(history.columns)[:2] == ["epoch", "adversarial"]
+    assert list(history.columns)[:2] == ["epoch", "adversarial"] and np.isfinite(history["adversarial"]).all()
 
 
 def test_the_lesson_takes_the_best_rate_that_its_search_found(lesson: dict) -> None:

@@ -77,7 +77,7 @@ known, photo, scan = (
     pictures.subset(range(SAMPLE)) for pictures in (source_valid, exam.split, small.split)
 )
 show(
-    picture_grid({"MNIST": known, "MNIST-M": photo, "small digits": scan}, columns=8),
+    picture_grid({"MNIST": known, "MNIST-M": photo, "small digits": scan}),
     alt="White MNIST digits on black, MNIST digits blended with colour photographs, and coarse grey digits.",
 )
 if PROFILE == "imagenet":
@@ -174,7 +174,7 @@ print(f"at home, on source validation pictures: {estimate([at_home], [SEED])}")
 # labels are known.
 
 # %%
-before, now = (source_valid.subset(range(*ends)) for ends in ((150,), (150, 300)))
+now = source_valid.subset(range(150, 300))
 often = torch.isin(now.labels, torch.tensor([1, 7]))
 kept = torch.cat([often.nonzero().flatten(), (~often).nonzero().flatten()[::6]])
 kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(SEED))]
@@ -186,7 +186,6 @@ affected = torch.isin(now.labels, torch.tensor([6, 9])).nonzero().flatten()
 show(
     picture_grid(
         {
-            "source": before,
             "label shift: mostly 1 and 7": mostly,
             "concept shift: "
             + " ".join(f"{label}" for label in renamed.subset(affected).labels[:10].tolist()): (
@@ -194,7 +193,7 @@ show(
             ),
         }
     ),
-    alt="Source digits; a sample of mostly ones and sevens; sixes and nines, called nines and sixes.",
+    alt="A sample of mostly ones and sevens; sixes and nines, called nines and sixes.",
 )
 
 # %% [markdown]
@@ -721,7 +720,7 @@ def standardised(transform):
 augment = augmentation(**COLOURFUL)
 pixels = (known.pictures.float() / 255 - 0.5) / 0.25
 random = torch.Generator().manual_seed(SEED)
-alike = {"MNIST": pixels, "MNIST, augmented": augment(pixels[:20], random)}
+alike = {"MNIST, augmented": augment(pixels[:20], random)}
 alike |= {
     f"{name}, standardised": standardised(lambda x: x.float() / 255)(pictures.pictures[:20])
     for name, pictures in (("MNIST", known), ("MNIST-M", photo))
@@ -735,8 +734,8 @@ rows = {
     for name, x in alike.items()
 }
 show(
-    picture_grid(rows, columns=6),
-    alt="MNIST digits plain, in other colours and shapes, and MNIST and MNIST-M digits standardised.",
+    picture_grid(rows),
+    alt="MNIST digits in other colours and shapes, and MNIST and MNIST-M digits standardised.",
 )
 
 # %% [markdown]
@@ -992,8 +991,8 @@ def seen_at(severity):
 
 def at_severity(severity):
     """The pictures of one severity, and what is measured on the way."""
-    figure = plt.figure(figsize=(9, 2.8), layout="constrained")
-    left, right_side = figure.subfigures(1, 2, width_ratios=(1.2, 1))
+    figure = plt.figure(figsize=(8, 2.6), layout="constrained")
+    left, right_side = figure.subfigures(1, 2, width_ratios=(2, 1))
     axis = left.subplots()
     curves = np.array([seen_at(one) for one in SEVERITIES]).T
     styles = zip(
@@ -1009,7 +1008,7 @@ def at_severity(severity):
     axis.axvline(severity, color=COLOURS["red"], linewidth=0.7)
     axis.set(xlabel="severity", ylabel="share", ylim=(-0.15, 1.05))
     axis.legend(fontsize=8)
-    for number, axis in enumerate(right_side.subplots(2, 4).flat):
+    for number, axis in enumerate(right_side.subplots(2, 2).flat):
         axis.imshow(clouded(severity)[number][0].permute(1, 2, 0))
         axis.set_axis_off()
     return figure
