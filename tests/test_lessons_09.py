@@ -55,16 +55,16 @@ def test_dann_by_hand_ends_with_the_weights_of_the_package_s(by_hand: dict) -> N
     ends = []
     for step in (by_hand["dann_by_hand"], dann):
         model = model_of()
-        data = DomainBatches(*domains(), model.transform, size=8, steps=3)
-        history = fit(model, data, step=step, epochs=2, optimizer=sgd(0.02), schedule=annealed)
+        data = DomainBatches(*domains(), model.transform, size=8, steps=2)
+        history = fit(model, data, step=step, optimizer=sgd(0.02), schedule=annealed)
         assert list(history)[1:3] == ["cross_entropy", "domain"]
         ends.append(model)
-    states = [model.state_dict() for model in (*ends, model_of())]
-    for name, mine in states[0].items():
-        if mine.is_floating_point():  # how many batches a norm has seen is the one thing that differs, and nothing uses it
-            assert torch.allclose(mine, states[1][name], atol=1e-5), name
-    moved = max((mine - states[2][name]).abs().max().item() for name, mine in ends[0].named_parameters())
-    assert moved > 1e-3
+    mine, its, first = (model.state_dict() for model in (*ends, model_of()))
+    # How many batches a norm has seen is the one thing that differs, and nothing uses it.
+    floats = [name for name, value in mine.items() if value.is_floating_point()]
+    apart = max((mine[name] - its[name]).abs().max().item() for name in floats)
+    moved = min((mine[name] - first[name]).abs().max().item() for name, value in ends[0].named_parameters() if value.dim() > 1)
+    assert apart < 0.01 * moved, "rounding alone lies between them"
 
 
 def test_the_reversal_by_hand_turns_the_gradient_and_nothing_else(by_hand: dict) -> None:
