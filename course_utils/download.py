@@ -48,9 +48,7 @@ def disk_space(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DownloadError(
-            f"the disk that holds {folder} is full: free some space, or set COURSE_CACHE to another disk"
-        ) from None
+        raise DownloadError(f"the disk of {folder} is full: free some space, or set COURSE_CACHE to another disk") from None
 
 
 def _get(url: str, attempts: int, take: Callable[[HTTPResponse], T]) -> T:

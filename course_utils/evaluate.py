@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from course_utils.backbones import Backbone, Classifier
-from course_utils.data.batches import Transformed
+from course_utils.data.batches import transformed_loader
 from course_utils.data.splits import PictureSet, Split
 
 CHUNK = 128  # pictures at a time: the fastest of 8 to 256 on two cores, and few enough for a small machine
@@ -22,7 +21,7 @@ def predict(model: Classifier | Backbone, split: PictureSet) -> Tensor:
     if isinstance(split, Split):
         chunks = (model.transform(pictures.to(device)) for pictures in split.pictures.split(CHUNK))
     else:
-        chunks = (pictures.to(device) for pictures, _ in DataLoader(Transformed(split, model.transform), batch_size=32))
+        chunks = (pictures.to(device) for pictures, _ in transformed_loader(split, model.transform, size=32))
     return torch.cat([model(chunk.contiguous(memory_format=torch.channels_last)).float().cpu() for chunk in chunks])
 
 

@@ -1,6 +1,6 @@
 """Exercises: `check`, `hint` and `solution`. The checks of lesson NN stand in notebooks/checks/NN.py."""
 
-import importlib.util
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -137,11 +137,7 @@ def checks_of(lesson: str) -> dict[str, Exercise]:
     path = NOTEBOOKS / "checks" / f"{lesson}.py"
     if not path.exists():
         raise KeyError(f"there are no exercises for lesson {lesson!r}")
-    spec = importlib.util.spec_from_file_location(f"checks_{lesson}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.EXERCISES
+    return runpy.run_path(str(path))["EXERCISES"]
 
 
 def _find(exercise: str) -> Exercise:

@@ -1,8 +1,7 @@
-"""Fusion: features of several sources brought together before the decision, and two networks joined by an adapter."""
+"""Fusion: features of several sources brought together before the decision."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,32 +73,3 @@ class Fusion(nn.Module):
             return projected, None
         scores = self.score(torch.cat(sources, dim=1) if self.how == "gated" else projected)
         return projected, scores.view(len(features), len(self.widths), -1).softmax(dim=1)
-
-
-class TransferModel(nn.Module):
-    """Any two networks in a row: `source`, such as a backbone, an adapter where they need one, and `target`, such as a head.
-
-    example: what goes in, `(n, …)`; black pictures through the source's transform if not given. It is sent through once:
-    raises `ValueError` where the parts do not fit, or a number is not finite. The model is left in evaluation mode.
-    """
-
-    def __init__(self, source: nn.Module, target: nn.Module, adapter: nn.Module | None = None, example: Tensor | None = None):
-        super().__init__()
-        head: Any = target if adapter is None else nn.Sequential(adapter, target)
-        self.backbone, self.head = source, head
-        self.transform: Transform = getattr(source, "transform", nn.Identity())
-        found = self.transform(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)) if example is None else example
-        self.eval()
-        for name, part in (("source", source), ("adapter", adapter or nn.Identity()), ("target", target)):
-            given = found.to(next(part.parameters(), found).device)
-            try:
-                with torch.no_grad():
-                    found = part(given)
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise ValueError(f"the {name} cannot take {tuple(given.shape)}, put an adapter before it: {error}") from error
-            if not torch.isfinite(found).all():
-                raise ValueError(f"the {name} gives numbers that are not finite: look at its weights, or at the example")
-        head.out_features = found.shape[1]
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.backbone(pictures))

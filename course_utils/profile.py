@@ -20,28 +20,11 @@ class Profile:
     augmentation: dict[str, float] = field(default_factory=dict)
 
 
+_EMBEDDED = {"vgg": "vgg_near", "resnet": "resnet_near", "vgg_far": "vgg_far", "resnet_far": "resnet_far"}
+_IMAGENET = {"vgg": "vgg16_bn", "resnet": "resnet18", "photos": "resnet50"}
 PROFILES = {
-    "embedded": Profile(
-        name="embedded",
-        target="mnist_m",
-        backbones={
-            "vgg": "vgg_near",
-            "resnet": "resnet_near",
-            "vgg_far": "vgg_far",
-            "resnet_far": "resnet_far",
-            "photos": "resnet_photos",
-        },
-        labels=(5, 20, 100),
-        side=32,
-    ),
-    "imagenet": Profile(
-        name="imagenet",
-        target="pets",
-        backbones={"vgg": "vgg16_bn", "resnet": "resnet18", "photos": "resnet50"},
-        labels=(5, 20, 50),
-        side=0,
-        augmentation={"flip": 0.5},
-    ),
+    "embedded": Profile("embedded", "mnist_m", _EMBEDDED | {"photos": "resnet_photos"}, labels=(5, 20, 100), side=32),
+    "imagenet": Profile("imagenet", "pets", _IMAGENET, labels=(5, 20, 50), side=0, augmentation={"flip": 0.5}),
 }
 
 

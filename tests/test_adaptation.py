@@ -31,7 +31,7 @@ from course_utils.backbones import WIDTH, Classifier, centred
 from course_utils.data import Split, augmentation
 from course_utils.data.digits import mnist, mnist_m
 from course_utils.evaluate import accuracy, predict
-from course_utils.fusion import Fusion, TransferModel
+from course_utils.fusion import Fusion
 from course_utils.training import adamw, constant, fit, sgd, supervised
 from tests.test_fit import toy_model, toy_split, weights
 
@@ -360,7 +360,8 @@ def test_distances_keep_their_precision_under_autocast() -> None:
 def test_each_domain_is_standardised_by_itself_and_the_targets_statistics_stay() -> None:
     backbone = toy_model().backbone
     torch.manual_seed(0)
-    model: Any = TransferModel(backbone, Fusion([WIDTH], 2, dropout=0.0))
+    model: Any = Classifier(backbone, 2)
+    model.head = Fusion([WIDTH], 2, dropout=0.0)
     model.discriminator = discriminator(WIDTH)
     alone, batch = deepcopy(model).train(), one_batch()
     losses = dann(model.train(), batch, 0.5)

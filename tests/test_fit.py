@@ -13,7 +13,7 @@ from torch import nn
 from course_utils.backbones import WIDTH, Backbone, Classifier, centred
 from course_utils.data import Split, augmentation, batches
 from course_utils.data.batches import DeviceBatches, LoaderBatches
-from course_utils.training import CheckpointError, adamw, annealed, constant, fit, one_cycle, sgd, supervised
+from course_utils.training import CheckpointError, adamw, constant, fit, one_cycle, sgd, supervised
 from course_utils.training.checkpoint import RunState, save_checkpoint
 
 
@@ -122,11 +122,9 @@ def test_one_cycle_rises_to_one_and_falls_to_zero():
     assert [factor(0), factor(0.1), factor(0.2), factor(0.6), factor(1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
-def test_the_rate_of_adversarial_adaptation_falls_from_one_to_a_sixth():
-    assert [annealed(0), annealed(0.1), annealed(1)] == pytest.approx([1, 2**-0.75, 11**-0.75])
-    model = toy_model()
-    history = fit(model, toy_batches(), epochs=2, optimizer=sgd(lr=0.1), schedule=annealed)
-    assert history["lr"].tolist() == pytest.approx([0.1 * annealed(5 / 12), 0.1 * annealed(11 / 12)])
+def test_a_schedule_is_asked_before_every_step():
+    history = fit(toy_model(), toy_batches(), epochs=2, optimizer=sgd(lr=0.1), schedule=lambda progress: 1 - progress)
+    assert history["lr"].tolist() == pytest.approx([0.1 * 7 / 12, 0.1 * 1 / 12])
 
 
 def test_the_head_has_a_rate_of_its_own():

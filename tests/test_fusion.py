@@ -1,4 +1,6 @@
-"""The room `fusion`: branches with their own transforms, heads, two networks joined, and what is refused before training."""
+"""The room `fusion`: branches with their own transforms, heads, and what is refused before training."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from course_utils.backbones import Backbone, Classifier, load_backbone
 from course_utils.data import Split, augmentation, batches
 from course_utils.evaluate import hits, predict
 from course_utils.features import cached_features
-from course_utils.fusion import Branches, Fusion, TransferModel
+from course_utils.fusion import Branches, Fusion
 from course_utils.training import adamw, fit, unfreeze_top
 from tests.test_fit import weights
 from tests.test_lessons import cells
@@ -132,34 +134,11 @@ def test_a_fusion_refuses_what_it_cannot_use() -> None:
     assert torch.isfinite(head.norms[1].running_mean).all()
 
 
-def test_two_networks_are_joined_by_an_adapter_whose_shapes_are_checked() -> None:
-    source, target = toy_backbone("source", 5), nn.Linear(4, 3)
-    with pytest.raises(ValueError, match=r"the target cannot take \(2, 5\).*2x5 and 4x3"):
-        TransferModel(source, target)
-    model = TransferModel(source, target, nn.Linear(5, 4))
-    assert model.head.out_features == 3 and model.transform is source.transform and not model.training
-    maps = TransferModel(nn.Conv2d(1, 6, 3), nn.Conv2d(8, 2, 3), nn.Conv2d(6, 8, 1), example=torch.zeros(2, 1, 9, 9))
-    assert maps(torch.zeros(5, 1, 9, 9)).shape == (5, 2, 5, 5)
-    with pytest.raises(ValueError, match=r"the source cannot take \(2, 3, 9, 9\)"):
-        TransferModel(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 2, 3), example=torch.zeros(2, 3, 9, 9))
-    with torch.no_grad():
-        source.layers[0].bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="the source gives numbers that are not finite"):
-        TransferModel(source, nn.Linear(5, 3))
-
-
-def test_joining_networks_moves_no_random_number_and_no_statistic() -> None:
-    source, target = toy_backbone("source", 5), Fusion([5], 3)
-    state, before = torch.get_rng_state(), weights(target)
-    TransferModel(source, target)
-    assert torch.equal(torch.get_rng_state(), state) and torch.equal(weights(target), before)
-    assert int(target.norms[0].num_batches_tracked) == 0
-
-
 def test_fit_and_hits_and_freezing_take_fused_networks_as_any_other(pictures: Split) -> None:
     torch.manual_seed(0)
     both = Branches([toy_backbone("first", 5), toy_backbone("second", 7, scale=-2.0)])
-    model = TransferModel(both, Fusion(both.widths, 3))
+    model: Any = Classifier(both, 3)
+    model.head = Fusion(both.widths, 3)
     before, head = weights(both), weights(model.head)
     data = batches(pictures, model.transform, size=6, steps=2)
     fit(model, data, optimizer=adamw(0.01, 0.02), unfreeze=lambda model, epoch: unfreeze_top(model, 0))
@@ -175,6 +154,7 @@ def test_one_branch_is_the_backbone_itself(pictures: Split) -> None:
     backbone = load_backbone("vgg_near")
     torch.manual_seed(0)
     alone = Classifier(backbone, 3)
-    joined = TransferModel(Branches([backbone]), alone.head)
+    joined: Any = Classifier(Branches([backbone]), 3)
+    joined.head = alone.head
     enlarged = Split(pictures.pictures.repeat(1, 1, 2, 2), pictures.labels, pictures.classes)
     assert torch.allclose(predict(alone, enlarged), predict(joined, enlarged), atol=1e-5)

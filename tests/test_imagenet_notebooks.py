@@ -19,7 +19,7 @@ QUICK["07"] = ["LABELS=2", "NETS=resnet+resnet", "THIRD=resnet", "STEPS=1", "POO
 QUICK["08"] = ["NET=resnet", "STEPS=1", "SAMPLE=60"]
 QUICK["09"] = ["NET=resnet", "STEPS=5", "BATCH=4", "PICTURES=40"]
 QUICK["10"] = ["LABELS=2", "NET=resnet", "STEPS=1", "ATTACKED=12"]
-DIGITS = {"08", "09", "10"}  # lessons on digits in both worlds: the backbones alone differ
+DIGITS = {"08", "09", "10", "11", "12", "13"}  # lessons on digits in both worlds: the backbones alone differ
 
 
 @pytest.mark.imagenet

@@ -8,6 +8,8 @@ from torch import nn
 
 from course_utils.fusion import Fusion
 from course_utils.paths import NOTEBOOKS
+from tests.test_fit import weights
+from tests.test_fusion import toy_backbone
 from tests.test_lessons import cells
 from tools.evidence import definitions
 
@@ -90,3 +92,28 @@ def test_the_students_loss_uses_labels_only_where_there_are_some(lesson: dict) -
     assert torch.allclose(losses["teacher"], 0.75 * 4 * (p * (p / q).log()).sum(dim=1).mean(), atol=1e-5)
     assert torch.allclose(losses["labels"], 0.25 * F.cross_entropy(logits[[0, 2]], torch.tensor([2, 0])), atol=1e-5)
     assert set(step(model, (pictures[:2], torch.tensor([1, 4])), 0.0)) == {"teacher"}
+
+
+def test_two_networks_are_joined_by_an_adapter_whose_shapes_are_checked(lesson: dict) -> None:
+    TransferModel = lesson["TransferModel"]
+    source, target = toy_backbone("source", 5), nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"the target cannot take \(2, 5\).*2x5 and 4x3"):
+        TransferModel(source, target)
+    model = TransferModel(source, target, nn.Linear(5, 4))
+    assert model.head.out_features == 3 and model.transform is source.transform and not model.training
+    maps = TransferModel(nn.Conv2d(1, 6, 3), nn.Conv2d(8, 2, 3), nn.Conv2d(6, 8, 1), example=torch.zeros(2, 1, 9, 9))
+    assert maps(torch.zeros(5, 1, 9, 9)).shape == (5, 2, 5, 5)
+    with pytest.raises(ValueError, match=r"the source cannot take \(2, 3, 9, 9\)"):
+        TransferModel(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 2, 3), example=torch.zeros(2, 3, 9, 9))
+    with torch.no_grad():
+        source.layers[0].bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the source gives numbers that are not finite"):
+        TransferModel(source, nn.Linear(5, 3))
+
+
+def test_joining_networks_moves_no_random_number_and_no_statistic(lesson: dict) -> None:
+    source, target = toy_backbone("source", 5), Fusion([5], 3)
+    state, before = torch.get_rng_state(), weights(target)
+    lesson["TransferModel"](source, target)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(weights(target), before)
+    assert int(target.norms[0].num_batches_tracked) == 0

@@ -16,7 +16,7 @@ from course_utils.adaptation import DomainBatches, UnlabelledTarget, cdan, dann,
 from course_utils.backbones import Classifier, load_backbone
 from course_utils.data import Split
 from course_utils.paths import EVIDENCE, NOTEBOOKS
-from course_utils.training import annealed, fit, sgd
+from course_utils.training import fit, sgd
 from tests.test_lessons import cells
 from tests.test_lessons_08 import assert_no_recipe_is_called, calls
 from tools.evidence import definitions, pack_hits
@@ -56,7 +56,7 @@ def test_dann_by_hand_ends_with_the_weights_of_the_package_s(by_hand: dict) -> N
     for step in (by_hand["dann_by_hand"], dann):
         model = model_of()
         data = DomainBatches(*domains(), model.transform, size=8, steps=2)
-        history = fit(model, data, step=step, optimizer=sgd(0.02), schedule=annealed)
+        history = fit(model, data, step=step, optimizer=sgd(0.02), schedule=by_hand["annealed"])
         assert list(history)[1:3] == ["cross_entropy", "domain"]
         ends.append(model)
     mine, its, first = (model.state_dict() for model in (*ends, model_of()))
@@ -65,6 +65,10 @@ def test_dann_by_hand_ends_with_the_weights_of_the_package_s(by_hand: dict) -> N
     apart = max((mine[name] - its[name]).abs().max().item() for name in floats)
     moved = min((mine[name] - first[name]).abs().max().item() for name, value in ends[0].named_parameters() if value.dim() > 1)
     assert apart < 0.01 * moved, "rounding alone lies between them"
+
+
+def test_the_rate_falls_from_one_to_a_sixth(by_hand: dict) -> None:
+    assert [by_hand["annealed"](progress) for progress in (0, 0.1, 1)] == pytest.approx([1, 2**-0.75, 11**-0.75])
 
 
 def test_the_reversal_by_hand_turns_the_gradient_and_nothing_else(by_hand: dict) -> None:

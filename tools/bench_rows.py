@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 from course_utils.backbones import Classifier, centred, load_backbone
 from course_utils.data import PictureSet, Split, mnist_m, picture_folder
-from course_utils.data.batches import Transformed, batches
+from course_utils.data.batches import batches, transformed_loader
 from course_utils.data.splits import SIZE
 from course_utils.training import adamw, constant, fit
 
@@ -175,7 +174,7 @@ def where_data_live(setting: Setting, train: Split | None = None) -> list[Contes
         return setting.time(epoch)
 
     def other(stored: PictureSet) -> Side:
-        loader = DataLoader(Transformed(stored, centred), BATCH, shuffle=True, pin_memory=device.type == "cuda")
+        loader = transformed_loader(stored, centred, BATCH, shuffle=True, pin_memory=device.type == "cuda")
 
         def epoch() -> None:
             for pictures, labels in loader:

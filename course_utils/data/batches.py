@@ -7,11 +7,12 @@ what an uninterrupted one would have seen.
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from course_utils.data.splits import PictureSet, Split
 
@@ -76,9 +77,7 @@ def _order(count: int, needed: int, generator: torch.Generator) -> Tensor:
 class DeviceBatches:
     """Batches cut from a `Split` that lives on the device as one tensor."""
 
-    def __init__(
-        self, split: Split, transform: Transform, size: int, steps: int, augment: Augment | None, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, split: Split, transform: Transform, size: int, steps: int, augment: Any, seed: int, device: Any) -> None:
         self.split, self.transform, self.augment = split.to(device), transform, augment
         self.size, self.steps, self.seed, self.data = size, steps, seed, _name_of(split)
 
@@ -95,47 +94,26 @@ class DeviceBatches:
             yield pictures, self.split.labels[chosen]
 
 
-class Transformed(Dataset):
-    """A set of pictures that hands them out transformed, so that a DataLoader's workers do the work."""
+def transformed_loader(pictures: Any, transform: Transform, size: int, **settings: Any) -> DataLoader:
+    """A DataLoader of `(pictures, labels)`, `size` of each a batch, transformed by its workers; settings: a DataLoader's."""
+    return DataLoader(pictures, size, collate_fn=partial(_transformed, transform), **settings)
 
-    def __init__(self, pictures: PictureSet, transform: Transform) -> None:
-        self.pictures, self.transform = pictures, transform
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        picture, label = self.pictures[index]
-        return self.transform(picture), label
+def _transformed(transform: Transform, pictures: list[tuple[Tensor, int]]) -> Batch:
+    return torch.stack([transform(picture) for picture, _ in pictures]), torch.tensor([label for _, label in pictures])
 
 
 class LoaderBatches:
     """Batches of pictures too many for the device: read by workers, pinned, copied without blocking."""
 
-    def __init__(
-        self,
-        pictures: PictureSet,
-        transform: Transform,
-        size: int,
-        steps: int,
-        augment: Augment | None,
-        seed: int,
-        device: torch.device,
-        workers: int,
-    ) -> None:
+    def __init__(self, pictures: Any, transform: Any, size: int, steps: int, augment: Any, seed: int, device: Any, workers: int):
         self.count, self.size, self.steps, self.transform = len(pictures), size, steps, transform
         self.augment, self.seed, self.device, self.data = augment, seed, device, _name_of(pictures)
         self.order: list[int] = []  # of one epoch, set anew before each
-        self.loader = DataLoader(
-            Transformed(pictures, transform),
-            batch_size=size,
-            sampler=self.order,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
-            # Its own random state: otherwise it draws the workers' seed from torch's, and a resumed run would differ.
-            generator=torch.Generator().manual_seed(0),
-        )
+        settings = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
+        # Its own random state: otherwise it draws the workers' seed from torch's, and a resumed run would differ.
+        own = torch.Generator().manual_seed(0)
+        self.loader = transformed_loader(pictures, transform, size, sampler=self.order, generator=own, **settings)
 
     def __len__(self) -> int:
         return self.steps

@@ -98,9 +98,7 @@ def few_shot(split: S, per_class: int, seed: int) -> S:
         if len(members) == 0:
             raise ValueError(f"class {name!r} is empty: remove it from the classes or give it pictures")
         if not 1 <= per_class <= len(members):
-            raise ValueError(
-                f"{per_class} pictures a class were asked for; class {name!r} has {len(members)}: choose 1 to {len(members)}"
-            )
+            raise ValueError(f"{per_class} pictures a class, but class {name!r} has {len(members)}: choose 1 to {len(members)}")
         chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
     indices = torch.cat(chosen)
     return split.subset(indices[torch.randperm(len(indices), generator=generator)])
@@ -114,8 +112,6 @@ def stratified_folds(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     _, sizes = labels.unique(return_counts=True)
     if count < 2:
         raise ValueError(f"cross-validation takes two folds or more, not {count}")
-    if len(labels) < count:
-        raise ValueError(f"{count} folds of {len(labels)} pictures: a fold would be empty; take fewer folds")
     if sizes.min() < count:
         raise ValueError(f"{count} folds, but a class has {int(sizes.min())} pictures: a fold would lack it; take fewer folds")
     split = StratifiedKFold(count, shuffle=True, random_state=seed % 2**32).split(labels, labels.cpu())

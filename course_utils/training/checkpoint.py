@@ -52,13 +52,8 @@ def save_checkpoint(path: str | Path, run: RunState, model: nn.Module, optimizer
     The file is written beside its place and then moved there, so that a crash leaves the earlier one. Raises
     `CheckpointError` where it cannot be written.
     """
-    content = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "run": asdict(run),
-        "random": _random_state(),
-    }
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    content = {name: part.state_dict() for name, part in parts.items()} | {"run": asdict(run), "random": _random_state()}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload = buffer.getbuffer()

@@ -79,22 +79,13 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     total = epochs * len(batches)
 
-    run = RunState(
-        {
-            "epochs": epochs,
-            "steps": len(batches),
-            **{name: getattr(batches, name, None) for name in ("seed", "size", "data")},
-            "model": getattr(getattr(model, "backbone", None), "name", type(model).__name__),
-            "optimizer": type(optim).__name__,
-            **{name: optim.defaults.get(name) for name in ("weight_decay", "momentum", "betas")},
-            "schedule": [factor(progress) for progress in (0.1, 0.5, 0.9)],
-            "lr": rates,
-            "precision": precision,
-            "clip": clip,
-            "patience": patience,
-        },
-        trained_parameters(model, optim),
-    )
+    settings: dict[str, Any] = {"epochs": epochs, "steps": len(batches), "optimizer": type(optim).__name__}
+    settings |= {name: getattr(batches, name, None) for name in ("seed", "size", "data")}
+    settings |= {"model": getattr(getattr(model, "backbone", None), "name", type(model).__name__), "clip": clip}
+    settings |= {name: optim.defaults.get(name) for name in ("weight_decay", "momentum", "betas")}
+    settings |= {"schedule": [factor(progress) for progress in (0.1, 0.5, 0.9)], "lr": rates}
+    settings |= {"precision": precision, "patience": patience}
+    run = RunState(settings, trained_parameters(model, optim))
     if checkpoint is not None:
         run = load_checkpoint(checkpoint, run, model, optim, scaler)
 

@@ -60,8 +60,3 @@ def one_cycle(warmup: float = 0.25) -> Schedule:
 def constant(progress: float) -> float:
     """The same rate from the first step to the last."""
     return 1.0
-
-
-def annealed(progress: float) -> float:
-    """(1 + 10 · progress)^(−3/4): from 1 down to a sixth (Ganin et al. 2016, section 5.2), as DANN is trained."""
-    return (1 + 10 * progress) ** -0.75

@@ -54,7 +54,7 @@ from course_utils.evidence import (
     unpack_hits,
 )
 from course_utils.exercises import check, hint, solution  # noqa: F401
-from course_utils.fusion import Branches, Fusion, TransferModel
+from course_utils.fusion import Branches, Fusion
 from course_utils.plots import COLOURS, chooser, picture_grid, show, show_table
 from course_utils.profile import get_profile, pick_device
 from course_utils.training import adamw, fit, one_cycle, stages
@@ -1105,9 +1105,52 @@ for count in (1, 2, 3):
 # ## End to end
 #
 # Probes leave the backbones as they are. Now everything learns: `Branches` makes two backbones one, with the features side by
-# side, and `TransferModel` sets a head on top, a linear one (*two*) or a `Fusion` (*two, concat*). Each branch gets its own
-# version of the picture, from its own transform. Against it stands the best single network, *fine-tuned* by the same number of
-# steps, with a learning rate searched as carefully.
+# side, and the `TransferModel` below sets a head on top, a linear one (*two*) or a `Fusion` (*two, concat*). Each branch gets its
+# own version of the picture, from its own transform.
+#
+# Any two networks can stand in a row like this, with an *adapter* between them where the shapes differ. Whether they fit is asked
+# once, with a black picture, before any training.
+
+
+# %% tags=["evidence", "joined"]
+class TransferModel(nn.Module):
+    """Two networks in a row: a source, such as a backbone, and a target, such as a head, with an adapter where they need one.
+
+    example: what goes in, (n, ...); black pictures through the source's transform if not given. Raises ValueError where the
+    parts do not fit, or give a number that is not finite. The model is left in evaluation mode.
+    """
+
+    def __init__(self, source, target, adapter=None, example=None):
+        super().__init__()
+        self.backbone = source
+        self.head = target if adapter is None else nn.Sequential(adapter, target)
+        self.transform = getattr(source, "transform", nn.Identity())
+        if example is None:
+            example = self.transform(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+        self.eval()
+        found = example
+        parts = {"source": source, "adapter": adapter or nn.Identity(), "target": target}
+        for name, part in parts.items():
+            given = found.to(next(part.parameters(), found).device)
+            try:
+                with torch.no_grad():
+                    found = part(given)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise ValueError(
+                    f"the {name} cannot take {tuple(given.shape)}, put an adapter before it: {error}"
+                ) from error
+            if not torch.isfinite(found).all():
+                raise ValueError(
+                    f"the {name} gives numbers that are not finite: look at its weights, or at the example"
+                )
+        self.head.out_features = found.shape[1]
+
+    def forward(self, pictures):
+        return self.head(self.backbone(pictures))
+
+
+# %% [markdown]
+# Against it stands the best single network, *fine-tuned* by the same number of steps, with a learning rate searched as carefully.
 #
 # **Predict.** Two networks that learn together, or two that learn apart and are averaged: which is better?
 

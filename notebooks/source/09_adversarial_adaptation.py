@@ -69,7 +69,7 @@ from course_utils.evidence import (
 from course_utils.exercises import check, hint, solution  # noqa: F401
 from course_utils.plots import COLOURS, chooser, picture_grid, show, show_table
 from course_utils.profile import get_profile, pick_device
-from course_utils.training import adamw, annealed, fit, sgd, supervised
+from course_utils.training import adamw, fit, sgd, supervised
 
 profile = get_profile(PROFILE)
 device = pick_device(DEVICE)
@@ -197,6 +197,11 @@ def domain_by_hand(discriminate, source, target):
 def rising(progress, gamma=10.0):
     """The strength of the reversal: from 0 at the start of training towards 1."""
     return 2 / (1 + math.exp(-gamma * progress)) - 1
+
+
+def annealed(progress):
+    """The factor of the learning rate: from 1 at the start of training down to a sixth (Ganin et al. 2016, section 5.2)."""
+    return (1 + 10 * progress) ** -0.75
 
 
 def dann_by_hand(model, batch, progress):
