@@ -33,6 +33,7 @@ ROOMS = [
     "features",
     "evidence",
     "plots",
+    "export",
     "exercises",
 ]
 PACKAGE = sorted((ROOT / "course_utils").rglob("*.py"))
