@@ -9,6 +9,8 @@ from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from course_utils.backbones import Classifier, load_backbone
 from course_utils.data.batches import batches
 from course_utils.data.splits import Split
 from course_utils.evaluate import predict
-from tools import bench, bench_races, bench_rows
+from tools import bench, bench_export, bench_races, bench_rows
 from tools.bench_rows import Contest, Setting
 
 CPU = torch.device("cpu")
@@ -367,6 +369,119 @@ def test_fastai_itself_fine_tunes_the_same_network(setting: Setting) -> None:
     assert all(not torch.equal(value, before[name]) for name, value in race.model.named_parameters())
 
 
+class FakeFiles:
+    """Stands for the lesson and for ONNX Runtime: notes what is made of what, and answers in so many seconds on a fake clock."""
+
+    def __init__(self, time: FakeTime, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+        self.time, self.seconds, self.made, self.asked = time, seconds, {}, []
+        monkeypatch.setattr(bench_export, "definitions", lambda source: self.lesson(source))
+        monkeypatch.setattr(bench_export, "quantise", self.quantise)
+        monkeypatch.setattr(bench_export, "session", self.session)
+
+    def lesson(self, source: Path) -> dict[str, object]:
+        assert source.name == "13_smaller_and_faster.py"
+        return {
+            "BACKBONES": ("A", "B"),
+            "ROUNDS": 3,
+            "KEEP": 0.5,
+            "new_teacher": lambda seed, names: f"teacher of {'+'.join(names)}",
+            "new_student": lambda seed: "student",
+            "cut": lambda model, keep: f"{model} cut {keep}",
+            "exported": self.exported,
+            "train": random_split(300),
+            "test": random_split(16),
+        }
+
+    def exported(self, model: str, path: Path) -> Path:
+        self.made[path.stem] = model
+        path.write_bytes(bytes(2048))
+        return path
+
+    def quantise(self, path: Path, calibration: np.ndarray, out: Path, agree: float) -> None:
+        assert calibration.shape == (256, 3, 32, 32) and agree == 0
+        self.made[out.stem] = f"{self.made[path.stem]} in eight bits"
+        out.write_bytes(bytes(1024))
+
+    def session(self, path: Path, threads: int) -> SimpleNamespace:
+        assert threads == 1
+
+        def run(outputs: None, feed: dict[str, np.ndarray]) -> None:
+            assert feed["pictures"].shape == (1, 3, 32, 32) and feed["pictures"].dtype == np.uint8
+            self.asked.append(path.stem)
+            turn = self.asked.count(path.stem) - 1
+            first = turn % (bench_export.WARMUP + bench_export.CALLS) < bench_export.WARMUP
+            self.time.now += 1000 if first else self.seconds[path.stem] * (50 if turn % 20 == 7 else 1)  # one in 20 is disturbed
+
+        return SimpleNamespace(run=run)
+
+
+def test_the_latencies_are_medians_of_single_pictures_after_a_warm_up(
+    setting: Setting, time: FakeTime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_table(name: str) -> None:
+        raise FileNotFoundError(f"{name}.csv is missing")
+
+    files = FakeFiles(time, monkeypatch, int8=0.125, teacher=0.5)
+    monkeypatch.setattr(bench_export, "stored", no_table)
+    row = bench.measure(bench_export.exports(setting)[0], runs=5)
+    assert (row.unit, row.ours, row.other, row.ratio, row.goal) == ("pictures a second", 8, 2, 4, 4)
+    assert files.made["teacher"] == "teacher of A+B"
+    assert files.made["int8"] == "student cut 0.5 cut 0.5 cut 0.5 in eight bits"
+    calls = bench_export.WARMUP + bench_export.CALLS
+    assert files.asked == (["int8"] * calls + ["teacher"] * calls) * 6
+    assert row.note == "1 against 2 KB; 13_smaller_and_faster.csv is missing"
+    assert bench.line(row).startswith("✓ the compressed student")
+
+
+def test_a_student_that_is_not_four_times_faster_misses_the_goal(
+    time: FakeTime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeFiles(time, monkeypatch, int8=0.126, teacher=0.5)
+    arguments = ["--only", "export", "--runs", "5", "--out", str(tmp_path / "bench.json"), "--check"]
+    assert bench.main(arguments, time) == 1
+    assert "✗ missed: the compressed student" in capsys.readouterr().out
+
+
+def test_the_row_quotes_the_accuracy_that_the_stored_seeds_lost() -> None:
+    """Of eight pictures the teacher gets all, the student all but one, in each of two seeds; other arms do not count."""
+    rows = [
+        {"seed": seed, "arm": arm, "hits": text}
+        for seed in (1, 0)
+        for arm, text in (("int8", "fe"), ("teacher", "ff"), ("x", "00"))
+    ]
+    said = bench_export.accuracy_lost(pd.DataFrame(rows), 8)
+    assert said.startswith("stored accuracy lost 0.125 [") and said.endswith("2 seeds")
+
+
+def test_without_onnx_the_row_is_left_out_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, time: FakeTime
+) -> None:
+    def no_library(model: object, path: Path) -> None:
+        raise ImportError("onnxscript is missing: run `python -m pip install -e .[export]`")
+
+    files = FakeFiles(time, monkeypatch)
+    files.exported = no_library  # type: ignore[method-assign]
+    assert bench.main(["--only", "export", "--out", str(tmp_path / "bench.json")]) == 2
+    _, said = capsys.readouterr().out.splitlines()
+    assert said.startswith("left out, onnxscript is missing") and ".[export]" in said
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_the_lesson_itself_is_exported_and_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(library, reason="the extras `export` are not installed")
+    monkeypatch.setattr(bench_export, "CALLS", 3)
+    contest = bench_export.exports(setting)[0]
+    assert (contest.ours(0), contest.other(0)) == (0, 0)  # by the fake clock
+    lesson = bench_export.definitions(bench_export.ROOT / "notebooks/source" / f"{bench_export.NAME}.py")
+    whole, cut = (
+        lesson["exported"](model, setting.folder / "one.onnx").stat().st_size
+        for model in (lesson["new_student"](0), lesson["cut"](lesson["new_student"](0), lesson["KEEP"]))
+    )
+    int8, pruned, teacher = ((setting.folder / f"{name}.onnx").stat().st_size for name in ("int8", "pruned", "teacher"))
+    assert int8 < 0.5 * pruned and pruned < cut < whole < teacher
+
+
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     """Training that takes no time, and a clock on which each turn takes one second."""
@@ -398,8 +513,9 @@ def test_all_groups_are_measured_unless_some_are_named(monkeypatch: pytest.Monke
     def group(name: str) -> Callable[[Setting], list[Contest]]:
         return lambda setting: [Contest(name, 1, lambda turn: 1, lambda turn: 2)]
 
+    groups = ("loops", "data", "probe", "fine-tuning", "export")
     monkeypatch.setattr(bench, "GROUPS", {name: group(name) for name in bench.GROUPS})
-    for arguments, names in (([], ["loops", "data", "probe", "fine-tuning"]), (["--only", "probe", "data"], ["probe", "data"])):
+    for arguments, names in (([], list(groups)), (["--only", "probe", "data"], ["probe", "data"])):
         assert bench.main([*arguments, "--out", str(tmp_path / "bench.json")]) == 0
         assert [row["name"] for row in json.loads((tmp_path / "bench.json").read_text())] == names
 

@@ -1,11 +1,12 @@
 """Measure the course's code against what one would write by hand or take instead, and write build/bench.json.
 
     python tools/bench.py                          everything
-    python tools/bench.py --only data probe        some of it: loops, data, probe, fine-tuning
+    python tools/bench.py --only data probe        some of it: loops, data, probe, fine-tuning, export
 
 Both sides of a row take turns in one run, so that a machine that slows down slows both. The numbers are pictures a
 second, or seconds where a whole training counts: the median over the turns. The ratio says how many times better ours is:
-the median of the ratios of neighbouring turns. fine-tuning needs fastai: see requirements-bench.txt.
+the median of the ratios of neighbouring turns. fine-tuning needs fastai: see requirements-bench.txt. export needs the extras of
+that name.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python tools/bench.py` finds its neighbours from any folder
 from course_utils.profile import pick_device
+from tools.bench_export import exports
 from tools.bench_races import fine_tunings, probes
 from tools.bench_rows import BATCH, Clock, Contest, Setting, Side, training_loops, where_data_live
 from tools.course import ROOT, ToolError, write_text
@@ -35,6 +37,7 @@ GROUPS: dict[str, Callable[[Setting], list[Contest]]] = {
     "data": where_data_live,
     "probe": probes,
     "fine-tuning": fine_tunings,
+    "export": exports,
 }
 
 
