@@ -31,11 +31,15 @@ def export_onnx(model: torch.nn.Module, path: str | Path, example: torch.Tensor,
         new, sizes = Path(scratch) / "new.onnx", ({0: torch.export.Dim("batch")},)
         try:
             torch.onnx.export(still, (example,), new, dynamo=True, dynamic_shapes=sizes, **settings)
-        except Exception as error:  # it lets out whatever it stumbles over
-            raise ExportError(f"{type(model).__name__} cannot be exported: {str(error.__cause__ or error).splitlines()[0]}") from error
-        known, file = {some: still(some).numpy() for some in (example, example[:1])}, session(new)
-        worst = max(np.abs(said - file.run(None, {"pictures": some.numpy()})[0]).max() for some, said in known.items())
-        if not worst <= tolerance * max(1.0, np.abs(known[example]).max()):  # nan fails, too
+        except Exception as error:  # the exporter lets out whatever it stumbles over
+            raise ExportError(
+                f"{type(model).__name__} cannot be exported: {str(error.__cause__ or error).splitlines()[0]}"
+            ) from error
+        file, asked = session(new), (example, example[:1])
+        known = [still(pictures).numpy() for pictures in asked]
+        found = [file.run(None, {"pictures": pictures.numpy()})[0] for pictures in asked]
+        worst = max(np.abs(ours - its).max() for ours, its in zip(known, found, strict=True))
+        if not worst <= tolerance * max(1.0, np.abs(known[0]).max()):  # nan fails, too
             raise ExportError(f"no parity: ONNX Runtime is {worst:.2g} away from torch; {path.name} was not written")
         os.replace(new, path)
     return float(worst)
@@ -51,7 +55,7 @@ def session(path: str | Path, threads: int = 1) -> Any:
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     try:
         return runtime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # a class for every kind of damage
+    except Exception as error:  # ONNX Runtime has a class for every kind of damage
         raise ExportError(f"{path} is missing, cut short or no ONNX file: export it again") from error
 
 
@@ -70,11 +74,15 @@ def quantise(path: str | Path, calibration: np.ndarray, out: str | Path, agree: 
         got = f"{calibration.dtype} {list(calibration.shape)}"
         raise ExportError(f"calibrate with 32 pictures or more as the file takes them, {kind} {shape}, all finite, not {got}")
     feed = iter([{given.name: part} for part in np.array_split(calibration, len(calibration) // 8)])
-    reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": lambda self: next(feed, None)})()
+
+    class Reader(tools.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(feed, None)
+
     with TemporaryDirectory(dir=Path(out).parent) as scratch:
         ready, new = Path(scratch) / "ready.onnx", Path(scratch) / "new.onnx"
         prepare(str(path), str(ready), skip_symbolic_shape=True)
-        tools.quantize_static(str(ready), str(new), reader, per_channel=True, reduce_range=True)
+        tools.quantize_static(str(ready), str(new), Reader(), per_channel=True, reduce_range=True)
         before, after = (session(one).run(None, {given.name: calibration})[0].argmax(axis=1) for one in (path, new))
         if (same := float((before == after).mean())) < agree:
             raise ExportError(f"in eight bits {same:.0%} of the calibration pictures keep their answer; {out} was not written")

@@ -90,7 +90,7 @@ def test_seeds() -> None:
         evidence.parse_seeds("3..")
 
 
-LONG = {"08", "09", "10"}  # lessons in which the experiment of one seed takes ten minutes
+LONG = {"08", "09", "10", "11", "12"}  # lessons in which the experiment of one seed takes many minutes on one core
 
 
 def test_the_stored_evidence_is_of_the_lesson_as_it_stands() -> None:
