@@ -67,6 +67,7 @@ def quantise(path: str | Path, calibration: np.ndarray, out: str | Path, agree: 
     fewer, for pictures that are too few, of another type or shape, or not finite; `ImportError` without the extras.
     """
     tools, prepare = _library("onnxruntime.quantization"), _library("onnxruntime.quantization.shape_inference").quant_pre_process
+    reader_type: Any = tools.CalibrationDataReader
     given = session(path).get_inputs()[0]
     kind, shape = given.type.replace("float)", "float32)"), given.shape[1:]
     fits = kind == f"tensor({calibration.dtype})" and list(calibration.shape[1:]) == shape and len(calibration) >= 32
@@ -75,7 +76,7 @@ def quantise(path: str | Path, calibration: np.ndarray, out: str | Path, agree: 
         raise ExportError(f"calibrate with 32 pictures or more as the file takes them, {kind} {shape}, all finite, not {got}")
     feed = iter([{given.name: part} for part in np.array_split(calibration, len(calibration) // 8)])
 
-    class Reader(tools.CalibrationDataReader):
+    class Reader(reader_type):
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feed, None)
 
