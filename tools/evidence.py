@@ -31,14 +31,14 @@ from course_utils.evidence import Claims
 from course_utils.paths import write_whole
 from tools.course import ROOT, Lesson, ToolError, prepare_folder, read_course
 
-TAGS = {"parameters", "setup", "evidence", "search"}
+TAGS = frozenset({"parameters", "setup", "evidence", "search"})
 
 
 @cache
-def definitions(source: Path) -> dict[str, Any]:
-    """What a lesson's own cells define, once they have been executed in order."""
+def definitions(source: Path, tags: frozenset[str] = TAGS) -> dict[str, Any]:
+    """What a lesson's own cells with these tags define, once they have been executed in order."""
     cells = jupytext.read(source, fmt="py:percent").cells
-    code = [cell.source for cell in cells if TAGS & set(cell.metadata.get("tags", []))]
+    code = [cell.source for cell in cells if tags & set(cell.metadata.get("tags", []))]
     names: dict[str, Any] = {}
     for part in code:
         exec(compile(part, str(source), "exec"), names)
