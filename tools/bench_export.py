@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from course_utils.evidence import compare, stored, unpack_hits
+from course_utils.evidence import compare, stored
 from course_utils.export import quantise, session
 from tools.bench_rows import Contest, Setting, Side
 from tools.course import ROOT
@@ -37,11 +37,10 @@ def compressed(lesson: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     return folder / "int8.onnx", teacher
 
 
-def accuracy_lost(table: Any, pictures: int) -> str:
+def accuracy_lost(lesson: dict[str, Any], table: Any) -> str:
     """What the lesson's stored seeds say about the accuracy that the chain costs."""
-    rows = {arm: table[table["arm"] == arm].sort_values("seed") for arm in ("teacher", "int8")}
-    teacher, student = ([unpack_hits(text, pictures) for text in own["hits"]] for own in rows.values())
-    return f"stored accuracy lost {compare(teacher, student, rows['teacher']['seed'].tolist())}"
+    teacher, seeds = lesson["arm_of"](table, "teacher")
+    return f"stored accuracy lost {compare(teacher, lesson['arm_of'](table, 'int8')[0], seeds)}"
 
 
 def exports(setting: Setting) -> list[Contest]:
@@ -71,7 +70,7 @@ def exports(setting: Setting) -> list[Contest]:
     def note() -> str:
         sizes = " against ".join(f"{path.stat().st_size / 1024:.0f}" for path in paths)
         try:
-            lost = accuracy_lost(stored(NAME), len(lesson["test"]))
+            lost = accuracy_lost(lesson, stored(NAME))
         except FileNotFoundError as error:
             lost = str(error)
         return f"{sizes} KB; {lost}"
