@@ -12,7 +12,7 @@
 # | the **teacher** | two networks, VGG and ResNet, fused and fine-tuned on few labels | |
 # | **distillation** | one network, the **student**, learns to say what the teacher says | a whole network |
 # | **pruning** | filters that matter least are cut out, in rounds, with training in between | filters |
-# | **eight bits** | weights and maps become whole numbers from −128 to 127 or from 0 to 255 | three bytes in four |
+# | **eight bits** | weights and maps become whole numbers of eight bits | three bytes in four |
 # | **ONNX Runtime** | the model becomes a file that runs without PyTorch | PyTorch |
 #
 # At each step we ask four things. How accurate is it? How many bytes has its file? How long does one picture take? And how much
@@ -21,11 +21,11 @@
 # %% tags=["parameters"]
 PROFILE: str = "embedded"  # [embedded | imagenet] the world; the second needs a network
 SEED: int = 0  # moves the few-shot subset, the head, the order and the augmentation
-DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to train; exports run on the CPU
+DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to train
 OUT: str = "../build/13"  # where results go
 NETS: str = "vgg+resnet"  # the teacher's networks; the student is always a small VGG
-STEPS: int = 40  # training steps of each live stage; stored runs take 100 to 200
-POOL: int = 2000  # training pictures without labels that the student learns from, at most 2000
+STEPS: int = 40  # training steps of each live stage; stored runs take more
+POOL: int = 2000  # training pictures without labels that the student learns from, 32 to 2000
 TESTED: int = 300  # test pictures of the live runs, at most 1000; stored runs take all
 RUNS: int = 60  # turns of every timing
 
@@ -72,7 +72,6 @@ GET_EXTRAS = (
     "Skipped: ONNX is not installed. In the course's folder: python -m pip install -e .[export]"
 )
 folder = Path(OUT)
-folder.mkdir(parents=True, exist_ok=True)
 if not extras:
     print(GET_EXTRAS)
 if PROFILE != "embedded":
@@ -145,6 +144,7 @@ def new_student(seed):
 
 
 # %%
+folder.mkdir(parents=True, exist_ok=True)
 names = [profile.backbones.get(name, name) for name in NETS.split("+")]
 shown = test.subset(range(TESTED))
 teacher = learn(new_teacher(SEED, names), SEED, STEPS, RECIPES["teacher"])
@@ -282,9 +282,7 @@ def multiplications(model, picture):
 def strongest(conv, keep):
     """Which filters of a convolution stay: those with the largest L1 norms, in order (Li et al. 2017)."""
     norms = conv.weight.detach().abs().sum(dim=(1, 2, 3))
-    count = max(
-        4, 4 * round(keep * len(norms) / 4)
-    )  # processors work on several channels at once
+    count = max(4, 4 * round(keep * len(norms) / 4))  # processors take several at once
     return norms.topk(min(count, len(norms))).indices.sort().values
 
 
@@ -369,7 +367,7 @@ with torch.inference_mode():
     )
 torch.set_num_threads(threads)
 needs = {name: multiplications(model, one) for name, model in models.items()}
-rows = [
+priced = [
     [
         name,
         sum(values.numel() for values in model.parameters()),
@@ -380,7 +378,7 @@ rows = [
 ]
 show_table(
     pd.DataFrame(
-        rows, columns=["network", "parameters", "million multiplications", "p50, whole = 1"]
+        priced, columns=["network", "parameters", "million multiplications", "p50, whole = 1"]
     )
 )
 claims(
@@ -401,9 +399,10 @@ claims(
 
 # %% [markdown]
 # **Explain.** The two *are* the same function. But the mask multiplies by zero, and a multiplication by zero takes as long as
-# any other. Nor does the file shrink: a zero is a float of four bytes. A cut makes the arrays smaller, and every library on
-# every processor is faster with smaller arrays. Why a quarter and more, when only a fifth of the filters went? A layer in the
-# middle loses outputs *and* inputs, so that $0.8 \times 0.8$ are left.
+# any other: look at the last column. (The claims are by counting, which no busy machine can disturb.) Nor does the file
+# shrink: a zero is a float of four bytes. A cut makes the arrays smaller, and that is less work for any library. Why a quarter
+# and more, when only a fifth of the filters went? A layer in the middle loses outputs *and* inputs, so that $0.8 \times 0.8$
+# are left.
 #
 # (There is hardware that skips zeros in fixed patterns, and there are libraries for weights that are nearly all zero. Without
 # those, a mask is a note to yourself.)
@@ -433,14 +432,13 @@ print(
 )
 
 # %% [markdown]
-# The loss is the same as before, and so are the teacher and the labels. The rate is a third of the student's, which nobody
-# searched. (`cut` takes a chain of convolutions, each with a bias and a batch norm. A ResNet's skip connections tie the
-# filters of several layers together, and these must be cut alike.)
+# The loss is the same as before, and so are the teacher and the labels. (`cut` takes a chain of convolutions, each with a bias
+# and a batch norm. A ResNet's skip connections tie the filters of several layers together, and these must be cut alike.)
 #
 # ## Out of PyTorch
 #
 # **ONNX** is a format for networks: a graph of operators with the weights beside it. **ONNX Runtime** is a library that runs
-# such files, from Python, C++, C#, Java or JavaScript. It needs no PyTorch. It fuses operators, and its start is quick.
+# such files, from Python, C++, C#, Java or JavaScript. It needs no PyTorch.
 #
 # Three rules for an export:
 #
@@ -504,9 +502,8 @@ if extras:
     for name, model in {"teacher": teacher, "student": student, "pruned": pruned}.items():
         try:
             away.append(export_onnx(FromPixels(model).eval(), paths[name], train.pictures[:8]))
-        except (
-            ExportError
-        ) as error:  # torchvision's transform looks at numbers, which a graph cannot
+        except ExportError as error:
+            # torchvision's transform looks at numbers, which a graph cannot.
             print(f"{name} stays in PyTorch: {str(error)[:80]}")
             continue
         size = paths[name].stat().st_size / 1024
@@ -571,7 +568,8 @@ else:
 #
 # Weights are known, so their scale is too: here one for each filter (*per channel*). Maps depend on the picture. So the
 # quantiser runs **calibration** pictures through the network, notes the range of every map, and takes the scale from that.
-# That is *static* quantisation. The pictures are training pictures, without their labels. (Exercise 13.2 has you write the
+# That is *static* quantisation. (Its weights have seven bits, to be exact: without special instructions, sums of products of
+# eight bits can overflow.) The pictures are training pictures, without their labels. (Exercise 13.2 has you write the
 # formula.)
 #
 # `quantise` is ONNX Runtime's own quantiser, with a check at both ends: calibration pictures must be what the file takes, and a
@@ -636,8 +634,8 @@ else:
     print(GET_EXTRAS)
 
 # %% [markdown]
-# *p50* and *p95* are in milliseconds, on the machine that ran this. *memory*, in bytes, is no measurement but a lower bound:
-# the file, and the layer with the largest input and output in ONNX Runtime's own profile.
+# *p50* and *p95* are in milliseconds, on the machine that ran this. *memory*, in bytes, is an estimate: the
+# file, and the layer with the largest input and output in ONNX Runtime's own profile.
 #
 # **Explain.** Look at the last column. One network instead of two is the first gain, the cuts are the second. Eight bits give
 # less time than bytes, and on some processors none: it takes special instructions to multiply whole numbers faster than
@@ -646,9 +644,12 @@ else:
 #
 # ## All seeds
 #
-# The live models had few steps. The stored table has ten seeds of the whole way, with learning rates that a search chose on
-# validation pictures, four values for the teacher and four for the student. *cut* is the student right after its first cut,
-# before it learns again. Every row that has a file was tested in ONNX Runtime, *from the file*.
+# The live models had few steps. The stored table has ten seeds of the whole way, and the last round is the longest one: by
+# then the network is small, and a step is cheap. The learning rates of the teacher and of the student were searched on
+# validation pictures, over the same values for both. After a cut the rate is a third of the student's; in a trial on
+# validation pictures that did better than the full rate. *cut* is the student right after its first cut, before it learns
+# again. Every row that has a file was tested in ONNX Runtime, *from the file*, and every test digit was asked on `GROUNDS`
+# squares of test photographs, so that less hangs on one of them.
 
 
 # %% tags=["evidence"]
@@ -780,7 +781,15 @@ show_table(pd.DataFrame(lines, columns=columns))
 stored_claims(table, claims)
 
 # %% [markdown]
-# **Explain.** @@EXPLAIN@@
+# **Explain.** Read the table from the top. The first cut takes most, and the training after it brings it back. Eight bits take
+# next to nothing. The first claim answers the question of the lesson for this task: what the whole way costs in accuracy, with
+# its interval.
+#
+# Mind what was compared. The pruned student has seen more pictures than the teacher, all those without labels, and has made
+# more steps. That is the point of distillation, and it is paid once, before anybody waits for an answer. But it follows that
+# the table does not say that pruning alone is free, nor what a teacher would reach that was trained as long. (What a teacher
+# adds to labels alone is a question of lesson 07.) And ten digits are an easy task: how much can be cut elsewhere has to be
+# measured there.
 #
 # ## Without PyTorch
 #
@@ -862,7 +871,7 @@ assert torch.equal(other.permute(3, 2, 0, 1), weights)
 
 # %% [markdown]
 # **Explain.** The file fixes channels, height and width, and only the batch is open. So it is refused, and not misread. Do not
-# rely on it: a picture of 3 × 3 pixels would pass either way round.
+# rely on it: a file for pictures of 3 × 3 pixels could not tell.
 
 # %% [markdown]
 # ## The front
@@ -931,11 +940,11 @@ else:
     print(GET_EXTRAS)
 
 # %% [markdown]
-# **Explain.** Move the slider: it asks for a minimal accuracy, and the ring marks the fastest model that reaches it. The larger
-# a point, the larger its file. That is how one chooses a model in practice: say first what is good enough, then take the
-# cheapest. Two things to keep in mind. The points carry the noise of a test set, so a step of less than their interval is no
-# step. And choosing by this picture is choosing on test pictures: we draw it to look, not to decide. To decide, draw it with
-# validation accuracy.
+# **Explain.** Blue points are on the front, black ones are beaten. Move the slider: it asks for a minimal accuracy, and the
+# ring marks the fastest model that reaches it. The larger a point, the larger its file. That is how one chooses a model in
+# practice: say first what is good enough, then take the cheapest. Two things to keep in mind. The points carry the noise of a
+# test set, so a step of less than their interval is no step. And choosing by this picture is choosing on test pictures: we
+# draw it to look, not to decide. To decide, draw it with validation accuracy.
 
 # %% [markdown]
 # ## What goes wrong
@@ -989,8 +998,21 @@ except AssertionError as error:
     print("caught:", error)
 
 # %% [markdown]
-# Training itself runs without complaint. α = 0.9 says that the teacher counts nine times as much as the label; in truth it
-# would count a little less than the label. With a thousand classes next to nothing would be left of it.
+# α = 0.9 says that the teacher counts nine times as much as the label; in truth it
+# would count a little less than the label. With a thousand classes next to nothing would be left of it. Training runs all the
+# same:
+
+# %%
+with warnings.catch_warnings(action="ignore"):
+    misled = taught(
+        new_student(SEED), SEED, logits, STEPS, RECIPES["student"], pool=POOL, reduction="mean"
+    )
+for name, model in {"batchmean": student, "mean": misled}.items():
+    print(f"{name:9} {estimate([hits(model, shown).numpy()], [SEED])}")
+
+# %% [markdown]
+# Whether that shows in the accuracy after so few steps, on pictures half of which have labels, is a matter of luck. The factor
+# is not.
 #
 # ### Timing without warm-up
 #
@@ -1002,8 +1024,8 @@ except AssertionError as error:
 
 # %% tags=["catches"]
 def assert_warm(seconds, most=5):
-    """Fail where the first call took far longer than the median of the others: it does not belong to them."""
-    times = seconds[0] / np.median(seconds[1:])
+    """Fail where the first call took far longer than the others usually do: it does not belong to them."""
+    times = seconds[0] / float(np.median(seconds[1:]))
     assert times < most, (
         f"the first call took {times:.0f} times as long as the others: warm up first"
     )
@@ -1030,6 +1052,7 @@ try:
     raise RuntimeError("the test let the mistake pass")
 except AssertionError as error:
     print("caught:", error)
+assert_warm([0.011, 0.010, 0.012, 0.010])  # seconds as they come after a warm-up
 
 # %% [markdown]
 # ONNX Runtime and plain PyTorch have such first calls too, smaller ones: memory is asked for, weights are rearranged. So
@@ -1129,7 +1152,15 @@ claims(
     over_seeds([gap], [SEED], "logits"),
     rule="value > 0.1",
 )
-assert_alone(pruned.eval(), pictures)
+single = student.transform(shown.pictures[:60].to(device))
+with torch.no_grad():
+    for name, model in {"evaluation": pruned.eval(), "training": loose}.items():
+        found = (
+            torch.cat([model(picture[None]).argmax(dim=1) for picture in single]).cpu()
+            == shown.labels[:60]
+        )
+        print(f"{name} mode, one picture at a time: {estimate([found.numpy()], [SEED])}")
+assert_alone(pruned, pictures)
 try:
     assert_alone(loose, pictures)
     raise RuntimeError("the test let the mistake pass")
@@ -1148,11 +1179,8 @@ if extras:
 # in training mode will do.
 
 # %% tags=["search"]
-GRID = {
-    "arm": ("teacher", "student"),
-    "rate": RATES,
-    "seed": (900,),
-}  # a seed that serves nothing else
+# The seed serves nothing else. The teacher that students are searched with has the rate that was found for it.
+GRID = {"arm": ("teacher", "student"), "rate": RATES, "seed": (900,)}
 
 
 @lru_cache(maxsize=1)
@@ -1313,6 +1341,9 @@ check("13.4", front)
 
 # %% [markdown]
 # ## The claims of this lesson
+#
+# *Smaller* is held by the claims on bytes and multiplications, and what it costs by those on accuracy. *Faster* depends on the
+# machine, so it stands in no claim: `make bench` holds it to its goal where you are.
 
 # %%
 held = claims.table()
