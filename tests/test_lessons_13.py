@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from course_utils.evidence import Claims, stored
-from course_utils.paths import EVIDENCE, NOTEBOOKS
+from course_utils.paths import NOTEBOOKS
 from tests.test_lessons import cells
 from tools.evidence import definitions, pack_hits
 
@@ -303,7 +303,5 @@ def test_the_lesson_takes_what_the_search_found_and_no_end_of_the_grid(lesson: d
 
 
 def test_the_stored_table_has_ten_seeds_of_every_arm() -> None:
-    if not (EVIDENCE / "13_smaller_and_faster.csv").exists():
-        pytest.skip("the table has not been made yet")
     table = stored("13_smaller_and_faster")
     assert table.groupby("arm")["seed"].nunique().to_dict() == dict.fromkeys(("teacher", "student", "cut", "pruned", "int8"), 10)
