@@ -24,8 +24,8 @@ SEED: int = 0  # moves the few-shot subset, the head, the order and the augmenta
 DEVICE: str = "auto"  # [auto | cpu | cuda | mps] where to train
 OUT: str = "../build/13"  # where results go
 NETS: str = "vgg+resnet"  # the teacher's networks; the student is always a small VGG
-STEPS: int = 40  # training steps of each live stage; stored runs take more
-POOL: int = 2000  # training pictures without labels that the student learns from, 32 to 2000
+STEPS: int = 30  # training steps of each live stage; stored runs take more
+POOL: int = 1000  # training pictures without labels that the student learns from, 32 to 2000
 TESTED: int = 300  # test pictures of the live runs, at most 1000; stored runs take all
 RUNS: int = 60  # turns of every timing
 
@@ -85,8 +85,8 @@ if PROFILE != "embedded":
 #
 # ## A teacher
 #
-# `Branches` and `Fusion` are lesson 07's: two networks side by side, one head on top. The live teacher gets few steps, so it is
-# a weak one. The stored runs below train it properly.
+# `Branches` and `Fusion` are lesson 07's: two networks side by side, one head on top. The live teacher gets few
+# steps; the stored runs below give it more.
 
 
 # %% tags=["evidence"]
@@ -739,9 +739,9 @@ def stored_claims(table, claim):
         "high < 0.005",
     )
     says(
-        "Training between the rounds wins back at least a point of what the first cut took",
+        "Training between the rounds wins back three points or more of what the first cut took",
         compare(pruned, raw, seeds),
-        "low > 0.01",
+        "low > 0.03",
     )
     says(
         "The pruned student takes less than a quarter of the teacher's multiplications",
